@@ -1,0 +1,32 @@
+"""Convolution and pooling for JAX whose backward passes are written by hand."""
+
+from . import automatic as automatic
+from ._activation import relu as relu
+from ._activation import sigmoid as sigmoid
+from ._activation import tanh as tanh
+from ._adaptive_pool import adaptive_avg_pool as adaptive_avg_pool
+from ._adaptive_pool import adaptive_max_pool as adaptive_max_pool
+from ._avg_pool import avg_pool as avg_pool
+from ._avg_pool import avg_pool_grad as avg_pool_grad
+from ._avg_pool import lp_pool as lp_pool
+from ._avg_pool import sum_pool as sum_pool
+from ._compare import check_vjp as check_vjp
+from ._compare import compare as compare
+from ._conv import conv as conv
+from ._conv import conv_bias_grad as conv_bias_grad
+from ._conv import conv_input_grad as conv_input_grad
+from ._conv import conv_kernel_grad as conv_kernel_grad
+from ._conv import dilate as dilate
+from ._conv import rot180 as rot180
+from ._conv_lax import conv_general_dilated as conv_general_dilated
+from ._conv_lax import conv_transpose as conv_transpose
+from ._dense import dense as dense
+from ._explain import explain as explain
+from ._loss import softmax_cross_entropy as softmax_cross_entropy
+from ._max_pool import max_pool as max_pool
+from ._max_pool import max_pool_grad as max_pool_grad
+from ._max_pool import max_pool_with_winners as max_pool_with_winners
+from ._max_pool import max_unpool as max_unpool
+from ._max_pool import min_pool as min_pool
+from ._pool import upsample as upsample
+from ._swap import swap_lax as swap_lax

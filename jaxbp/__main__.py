@@ -1,0 +1,28 @@
+"""`python -m jaxbp bench | compare | explain`."""
+
+import argparse
+import importlib
+import sys
+
+COMMANDS = {
+    "bench": ("jaxbp._bench", "time the hand-written rules against the automatic ones"),
+    "compare": ("jaxbp._compare_command", "check a hand-written rule: right, exact, fast, small?"),
+    "explain": ("jaxbp._explain", "show one small op, forward and backward, in text, page or picture"),
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; its module is imported only then."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parser = argparse.ArgumentParser(prog="python -m jaxbp", description="jaxbp's tools.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, (module, purpose) in COMMANDS.items():
+        command = commands.add_parser(name, help=purpose, description=f"{purpose[0].upper()}{purpose[1:]}.")
+        if arguments[:1] == [name]:
+            importlib.import_module(module).add_arguments(command)
+    args = parser.parse_args(arguments)
+    return importlib.import_module(COMMANDS[args.command][0]).run(args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,228 @@
+"""Adaptive pooling and its backward rules: windows that divide an axis of n cells into m as evenly as they can.
+
+Window o reads the cells from `floor(o n / m)` up to `ceil((o + 1) n / m)`, which may differ in size by one and
+overlap by one. Pooling over a block is pooling over its axes one after the other, so one axis is all there is to
+derive. A cell i lies in the windows from `floor(i m / n)` up to `ceil((i + 1) m / n)`: the same rule with n and m
+exchanged. So the backward pass of a sum over windows is a sum over the windows of each cell.
+"""
+
+import operator
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ._arguments import as_array, call_rule, require_inexact, sum_dtype
+from ._pool import refuse_complex
+
+
+class Division(NamedTuple):
+    """An axis of `cells` cells divided into `windows` windows."""
+
+    axis: int
+    cells: int
+    windows: int
+
+
+# --------------------------------------------------------------------------------------------- the rules
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _mean(d: Division, x: jax.Array) -> jax.Array:
+    """The mean of every window."""
+    return _mean_op(d, x)
+
+
+def _mean_op(d: Division, x: jax.Array) -> jax.Array:
+    """The forward pass as a plain function."""
+    return _sum_of_windows(d, x) / _window_sizes(d, x)
+
+
+def _mean_fwd(d: Division, x: jax.Array) -> tuple[jax.Array, None]:
+    """Keep nothing."""
+    return _mean_op(d, x), None
+
+
+def _mean_bwd(d: Division, _: None, delta: jax.Array) -> tuple[jax.Array]:
+    """Each cell gets an equal share of the delta of every window that it lies in."""
+    shares = delta / _window_sizes(d, delta)
+    return (_sum_of_windows(Division(d.axis, d.windows, d.cells), shares),)
+
+
+_mean.defvjp(_mean_fwd, _mean_bwd)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _max(d: Division, x: jax.Array) -> jax.Array:
+    """The maximum of every window."""
+    return _max_and_winners(d, x)[0]
+
+
+def _max_fwd(d: Division, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Keep the winners: for each window the cell that it chose."""
+    return _max_and_winners(d, x)
+
+
+def _max_bwd(d: Division, winners: jax.Array, delta: jax.Array) -> tuple[jax.Array]:
+    """Each cell gets the deltas of the windows that it won."""
+    cells = _along(d, np.arange(d.cells, dtype=np.int32), delta.ndim)
+    windows_of_cells = Division(d.axis, d.windows, d.cells)
+    total = jnp.zeros((), delta.dtype)
+    for index, inside in _taps(windows_of_cells):
+        won = (jnp.take(winners, index, d.axis) == cells) & _along(d, inside, delta.ndim)
+        total = total + jnp.where(won, jnp.take(delta, index, d.axis), 0)
+    return (total,)
+
+
+_max.defvjp(_max_fwd, _max_bwd)
+
+
+# ------------------------------------------------------------------------------------------- the public ops
+
+
+def adaptive_avg_pool(inputs: jax.Array, output_shape: Sequence[int]) -> jax.Array:
+    """Average pooling to an output of given size; global average pooling is the case of size 1.
+
+    `y[o] = mean of a[i]` for `floor(o n / m) <= i < ceil((o + 1) n / m)` along every spatial axis.
+
+    Args:
+      inputs: (*batch, *spatial, C), with or without batch axes, floating-point.
+      output_shape: m for each spatial axis.
+
+    Returns:
+      (*batch, *output_shape, C), of the inputs' dtype; bfloat16 and float16 accumulate in float32 inside.
+
+    Raises:
+      TypeError: inputs is not an array of floating-point numbers, or output_shape not a sequence of integers.
+      ValueError: too few axes, an axis without cells, or an output size below 1.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxbp
+      >>> jaxbp.adaptive_avg_pool(jnp.arange(5.)[:, None], (2,))[:, 0]
+      Array([1., 3.], dtype=float32)
+
+    Source: PyTorch's `AdaptiveAvgPool2d`.
+    """
+    op = "adaptive_avg_pool"
+    inputs = as_array(op, "inputs", inputs)
+    require_inexact(op, "inputs", inputs)
+    y = inputs.astype(sum_dtype(inputs.dtype))
+    for division in _divisions(op, inputs.shape, output_shape):
+        y = _call(_mean, division, y)
+    return y.astype(inputs.dtype)
+
+
+def adaptive_max_pool(inputs: jax.Array, output_shape: Sequence[int]) -> jax.Array:
+    """Max pooling to an output of given size; global max pooling is the case of size 1.
+
+    `y[o] = max of a[i]` for `floor(o n / m) <= i < ceil((o + 1) n / m)` along every spatial axis. Ties and NaN as
+    in `max_pool`: along the last axis first, then the others, which together is row-major order.
+
+    Args:
+      inputs: (*batch, *spatial, C), with or without batch axes.
+      output_shape: m for each spatial axis.
+
+    Returns:
+      (*batch, *output_shape, C), of the inputs' dtype.
+
+    Raises:
+      TypeError: inputs is not an array of real numbers, or output_shape not a sequence of integers.
+      ValueError: too few axes, an axis without cells, or an output size below 1.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxbp
+      >>> jaxbp.adaptive_max_pool(jnp.arange(5.)[:, None], (2,))[:, 0]
+      Array([2., 4.], dtype=float32)
+
+    Source: PyTorch's `AdaptiveMaxPool2d`.
+    """
+    op = "adaptive_max_pool"
+    inputs = as_array(op, "inputs", inputs)
+    refuse_complex(op, inputs)
+    for division in reversed(_divisions(op, inputs.shape, output_shape)):
+        inputs = _call(_max, division, inputs)
+    return inputs
+
+
+# --------------------------------------------------------------------------------------- sums and arithmetic
+
+
+def _call(rule: Callable[..., Any], d: Division, x: jax.Array) -> jax.Array:
+    """Call the rule of one axis."""
+    shape = (*x.shape[: d.axis], d.windows, *x.shape[d.axis + 1 :])
+    return call_rule(partial(rule, d), x, output_shape=shape, like=[(x, axis) for axis in range(x.ndim)])
+
+
+def _sum_of_windows(d: Division, x: jax.Array) -> jax.Array:
+    """The sum of every window."""
+    if d.cells % d.windows == 0:
+        split = (*x.shape[: d.axis], d.windows, d.cells // d.windows, *x.shape[d.axis + 1 :])
+        return jnp.sum(x.reshape(split), axis=d.axis + 1)
+    total = jnp.zeros((), x.dtype)
+    for index, inside in _taps(d):
+        total = total + jnp.where(_along(d, inside, x.ndim), jnp.take(x, index, d.axis), 0)
+    return total
+
+
+def _max_and_winners(d: Division, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The maximum of every window and the cell that it chose: the first maximum, but the last NaN."""
+    (first, _), *others = _taps(d)
+    best = jnp.take(x, first, d.axis)
+    winner = jnp.broadcast_to(_along(d, first, x.ndim), best.shape)
+    for index, inside in others:
+        view = jnp.take(x, index, d.axis)
+        wins = (view > best) & _along(d, inside, x.ndim)
+        if jnp.issubdtype(x.dtype, jnp.floating):
+            wins |= jnp.isnan(view) & _along(d, inside, x.ndim)
+        best = jnp.where(wins, view, best)
+        winner = jnp.where(wins, _along(d, index, x.ndim), winner)
+    return best, winner
+
+
+def _bounds(d: Division) -> tuple[np.ndarray, np.ndarray]:
+    """The first cell of every window and the one behind its last."""
+    window = np.arange(d.windows)
+    return window * d.cells // d.windows, -(-(window + 1) * d.cells // d.windows)
+
+
+def _taps(d: Division) -> list[tuple[np.ndarray, np.ndarray]]:
+    """For every place in the largest window: the cell there in each window, and whether the window has it."""
+    start, end = _bounds(d)
+    places = range(int(np.max(end - start)))
+    return [(np.minimum(start + t, d.cells - 1).astype(np.int32), start + t < end) for t in places]
+
+
+def _window_sizes(d: Division, x: jax.Array) -> jax.Array:
+    """How many cells every window has."""
+    start, end = _bounds(d)
+    return jnp.asarray(_along(d, end - start, x.ndim), x.real.dtype)
+
+
+def _along(d: Division, values: np.ndarray, ndim: int) -> np.ndarray:
+    """A vector laid along the divided axis of an array with `ndim` axes."""
+    return values.reshape([-1 if axis == d.axis else 1 for axis in range(ndim)])
+
+
+def _divisions(op: str, shape: tuple[int, ...], output_shape: Any) -> list[Division]:
+    """The checked division of every spatial axis."""
+    try:
+        sizes = tuple(operator.index(m) for m in output_shape)
+    except TypeError:
+        raise TypeError(
+            f"{op}: output_shape={output_shape!r} must be a sequence of integers, one for each spatial axis"
+        ) from None
+    if not sizes or min(sizes) < 1:
+        raise ValueError(f"{op}: output_shape={sizes} must hold at least one integer, and all at least 1")
+    if len(shape) < len(sizes) + 1:
+        raise ValueError(
+            f"{op}: inputs has shape {shape}, but output_shape={sizes} calls for at least {len(sizes) + 1} axes: "
+            "(*batch, *spatial, channels)"
+        )
+    first = len(shape) - len(sizes) - 1
+    for size in shape[first:-1]:
+        if size == 0:
+            raise ValueError(f"{op}: inputs has shape {shape}, but there is nothing to pool along an axis of size 0")
+    return [Division(first + i, shape[first + i], m) for i, m in enumerate(sizes)]

@@ -1,0 +1,42 @@
+"""`vmap` inside `grad`: the examples join the batch before a rule sees them.
+
+JAX maps a custom_vjp rule by mapping its backward pass, so that a model written for one example and mapped over many
+(as Equinox models are) would compute one kernel gradient for each example and add them up afterwards. A convolution
+has a batch axis already: mapped over x alone, it is the same convolution of a larger batch.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.custom_batching import custom_vmap
+from jax.extend.core import take_current_trace
+from jax.sharding import AxisType
+
+
+def over_examples(rule: Callable[..., jax.Array], x: jax.Array, *shared: Any) -> jax.Array:
+    """`rule(x, *shared)` for x of (N, ...), any N; a vmap over x alone calls it with the examples in N."""
+    if not _is_mapped_here(x):
+        return rule(x, *shared)
+    mapped = custom_vmap(rule)
+
+    @mapped.def_vmap
+    def join(axis_size: int, is_mapped: Any, x: jax.Array, *shared: Any) -> tuple[jax.Array, bool]:
+        x_is_mapped, *shared_are_mapped = is_mapped
+        if x_is_mapped and not any(jax.tree.leaves(shared_are_mapped)):
+            joined = x.reshape(math.prod(x.shape[:2]), *x.shape[2:])
+            z = over_examples(rule, joined, *shared)
+            return z.reshape(*x.shape[:2], *z.shape[1:]), True
+        axes = tuple(None if flag is None else 0 if flag else None for flag in is_mapped)
+        return jax.vmap(rule, axes)(x, *shared), True
+
+    return mapped(x, *shared)
+
+
+def _is_mapped_here(x: jax.Array) -> bool:
+    """Whether the innermost transformation is a vmap, over x, without shardings in the types."""
+    if AxisType.Explicit in jax.typeof(x).sharding.mesh.axis_types:
+        return False
+    with take_current_trace() as trace:
+        return type(trace).__name__ == "BatchTrace" and getattr(x, "_trace", None) is trace

@@ -1,0 +1,210 @@
+"""`python -m jaxbp bench`: time the hand-written rules against JAX's automatic ones, and against PyTorch's."""
+
+import argparse
+import importlib.util
+import json
+import math
+import os
+import platform
+import re
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from ._cases import measure_case, measure_model, warm_up
+from ._measure import cores, machine_limits
+from ._models import MODELS
+from ._plan import plan_text
+from ._programs import WHOLE
+from ._result import Result, to_dict
+from ._suite import CASES
+from ._table import Table, means
+
+DTYPES = ("float32", "bfloat16", "float16")
+INTERRUPTED = 130
+
+DESCRIPTION = """\
+Time jaxbp's hand-written gradients against the automatic ones of the same ops on plain lax.
+
+Each case is one compiled program: the forward pass and all gradients. Programs take turns (A B B A), so that a
+machine whose speed drifts is the same for both. A ratio above 1 says that jaxbp is faster.
+"""
+
+COLUMNS = """\
+columns:
+  manual, automatic, PyTorch   milliseconds of the fastest sample
+  auto/man, PyT/man            their time over jaxbp's: median of the rounds' ratios, and ratio of the fastest samples
+  % of limit                   how near jaxbp comes to what this machine can do: the larger of the sum's operations
+                               at the rate of a square matrix product and its arrays at the bandwidth of a copy;
+                               above 100 where the arrays stay in the cache
+  MiB temporary                what the compiled program allocates besides arguments and results
+  MiB kept                     what the forward pass keeps for the backward pass besides the arguments
+  error in eps                 largest error of all gradients against float64, over eps times the largest entry
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.description, parser.epilog = DESCRIPTION, COLUMNS
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument(
+        "--filter", default="", metavar="REGEX", help="only cases in whose 'family: name' this is found"
+    )
+    parser.add_argument("--dtype", default="float32", help=f"one of {', '.join(DTYPES)} (default: float32)")
+    parser.add_argument("--seconds", type=float, default=1.0, help="about how long to time each line (default: 1)")
+    parser.add_argument("--parts", action="store_true", help="also time the forward pass and each gradient alone")
+    parser.add_argument("--torch", action="store_true", help="also time PyTorch on the same data, channels last")
+    parser.add_argument("--errors", action="store_true", help="also show the errors against float64")
+    parser.add_argument("--models", action="store_true", help="whole training steps instead of single layers")
+    parser.add_argument("--plan", action="store_true", help="only say which form each sum takes, and why")
+    parser.add_argument("--json", metavar="FILE", help="write everything measured there")
+    parser.add_argument("--plot", metavar="FILE", help="draw the ratios as bars there (needs matplotlib)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command: 0, 1 if a rule does not run, 2 if the command line makes no sense, 130 if interrupted."""
+    try:
+        _check(args)
+        chosen = _chosen(args)
+    except ValueError as error:
+        print(f"jaxbp bench: {error}", file=sys.stderr)
+        return 2
+    if args.plan:
+        print(plan_text(chosen))
+        return 0
+    try:
+        return _run(args, chosen)
+    except KeyboardInterrupt:
+        print("jaxbp bench: interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _run(args: argparse.Namespace, chosen: list) -> int:
+    """Measure, print, and write what was asked for."""
+    machine = _machine(args)
+    print(f"{machine}\n{_load()}")
+    record: dict[str, Any] = {"machine": machine}
+    warm_up()
+    names = [item.name for item in chosen]
+    if args.models:
+        table = Table(names, torch=args.torch, layers=False, errors=False)
+        measure = partial(measure_model, dtype=args.dtype, seconds=args.seconds, torch=args.torch)
+    else:
+        limits = machine_limits(args.dtype)
+        record["limits"] = limits._asdict()
+        print(f"limits: matrix product {limits.operations / 1e9:.0f} Gflop/s, copy {limits.traffic / 1e9:.1f} GB/s")
+        table = Table(names, torch=args.torch, layers=True, errors=args.errors)
+        options = {"parts": args.parts, "torch": args.torch, "errors": args.errors}
+        measure = partial(measure_case, dtype=args.dtype, seconds=args.seconds, limits=limits, **options)
+    results, status = _each(chosen, measure, table)
+    print("\n" + means(results, args.torch) if results else "nothing was measured")
+    if args.json:
+        record["cases"] = [to_dict(result) for result in results]
+        Path(args.json).write_text(json.dumps(record, indent=2, allow_nan=False) + "\n")
+    if args.plot and results:
+        from ._plot import plot
+
+        plot(results, args.plot, machine)
+    return status or int(any("manual" not in result.times[WHOLE] for result in results))
+
+
+def _each(items: list, measure: Callable[[Any], Result], table: Table) -> tuple[list[Result], int]:
+    """Measure one after the other and print each; on Ctrl-C what there is."""
+    results: list[Result] = []
+    print(table.heading(), flush=True)
+    try:
+        for item in _progress(items):
+            results.append(measure(item))
+            _clear_progress()
+            print(table.lines(results[-1]), flush=True)
+    except KeyboardInterrupt:
+        _clear_progress()
+        print(f"interrupted after {len(results)} of {len(items)}", file=sys.stderr)
+        return results, INTERRUPTED
+    return results, 0
+
+
+def _progress(items: list) -> Iterator[Any]:
+    """Say on a terminal which item is being measured."""
+    for number, item in enumerate(items, start=1):
+        if sys.stderr.isatty():
+            print(f"\r\x1b[K[{number}/{len(items)}] {item.name}", end="", file=sys.stderr, flush=True)
+        yield item
+
+
+def _clear_progress() -> None:
+    """Take the progress line away again."""
+    if sys.stderr.isatty():
+        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def _chosen(args: argparse.Namespace) -> list:
+    """The cases or models that the filter finds."""
+    items = MODELS if args.models else CASES
+    try:
+        pattern = re.compile(args.filter, re.IGNORECASE)
+    except re.error as error:
+        raise ValueError(f"--filter {args.filter!r} is not a regular expression: {error}") from None
+    found = [item for item in items if pattern.search(f"{item.family}: {item.name}")]
+    if not found:
+        known = dict.fromkeys(item.name if args.models else item.family for item in items)
+        kind = "models" if args.models else "cases; families are"
+        raise ValueError(f"--filter {args.filter!r} finds none of {len(items)} {kind} {', '.join(known)}")
+    return found
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Refuse what would fail only after everything was measured."""
+    if args.dtype not in DTYPES:
+        raise ValueError(f"--dtype {args.dtype!r} is not known; use one of {', '.join(DTYPES)}")
+    if not (args.seconds >= 0 and math.isfinite(args.seconds)):
+        raise ValueError(f"--seconds {args.seconds} must be a number of seconds, 0 or more")
+    if args.plan and args.models:
+        raise ValueError("--plan is about single layers; leave out --models")
+    for option, module in (("torch", "torch"), ("plot", "matplotlib")):
+        if getattr(args, option) and importlib.util.find_spec(module) is None:
+            raise ValueError(f"--{option} needs {module}, which is not installed: pip install {module}")
+    if args.torch and jax.default_backend() != "cpu":
+        raise ValueError(f"--torch compares on a CPU, but JAX runs on {jax.default_backend()}: set JAX_PLATFORMS=cpu")
+    for option in ("json", "plot"):
+        file = getattr(args, option)
+        if file and not Path(file).absolute().parent.is_dir():
+            raise ValueError(f"--{option} {file}: there is no folder {Path(file).absolute().parent}")
+
+
+def _machine(args: argparse.Namespace) -> str:
+    """What was measured, on what, with what."""
+    device = jax.devices()[0]
+    kind = _processor() if device.platform == "cpu" else device.device_kind
+    parts = [f"{kind}, {cores()} cores", f"jax {jax.__version__}, jaxlib {metadata.version('jaxlib')}", args.dtype]
+    parts.append(f"{cores()} threads" if device.platform == "cpu" else device.platform)
+    if args.torch:
+        from . import _torch
+
+        parts.append(_torch.set_up())
+    if os.environ.get("XLA_FLAGS"):
+        parts.append(f"XLA_FLAGS={os.environ['XLA_FLAGS']}")
+    return " | ".join(parts)
+
+
+def _processor() -> str:
+    """The processor's name."""
+    try:
+        names = re.findall(r"^model name\s*:\s*(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _load() -> str:
+    """How busy the machine is."""
+    if not hasattr(os, "getloadavg"):
+        return "load: unknown"
+    load = os.getloadavg()[0]
+    busy = ": other programs are running, so ratios are rough" if load > 0.5 * cores() else ""
+    return f"load: {load:.1f} on {cores()} cores{busy}"

@@ -1,0 +1,265 @@
+"""`python -m jaxbp compare`: compare a function of a user's file, or jaxbp's own ops, from the command line."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import importlib
+import importlib.util
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from ._compare import TRANSFORMS, compare
+from ._compare_report import Comparison
+
+
+class Case(NamedTuple):
+    """One call of one of jaxbp's ops: shapes of random arrays, further arguments, keywords."""
+
+    op: str
+    shapes: tuple[tuple[int, ...], ...]
+    further: tuple = ()
+    keywords: dict[str, Any] = {}  # noqa: RUF012  (never written to)
+
+
+_IMAGE = (2, 9, 8, 4)
+CASES = (
+    Case("conv", (_IMAGE, (3, 3, 4, 6), (6,))),
+    Case("conv", (_IMAGE, (3, 3, 4, 6)), (), {"strides": 2, "padding": "VALID"}),
+    Case("conv", (_IMAGE, (3, 3, 1, 8)), (), {"feature_group_count": 4}),
+    Case("conv", (_IMAGE, (2, 3, 4, 6)), (), {"kernel_dilation": 2, "input_dilation": (2, 1), "padding": 1}),
+    Case("conv", (_IMAGE, (1, 1, 4, 6))),
+    Case("conv_general_dilated", ((2, 4, 9, 8), (6, 4, 3, 3)), ((1, 2), "SAME")),
+    Case("conv_transpose", (_IMAGE, (3, 3, 4, 6)), ((2, 2), "SAME")),
+    Case("max_pool", (_IMAGE,), ((2, 2), (2, 2))),
+    Case("max_pool", (_IMAGE,), ((3, 3), (2, 2), "SAME")),
+    Case("min_pool", (_IMAGE,), ((3, 2), (1, 2))),
+    Case("avg_pool", (_IMAGE,), ((2, 2), (2, 2))),
+    Case("avg_pool", (_IMAGE,), ((3, 3), (2, 2), "SAME", False)),
+    Case("sum_pool", (_IMAGE,), ((3, 3),)),
+    Case("lp_pool", (_IMAGE,), ((2, 2), (2, 2))),
+    Case("max_pool_with_winners", (_IMAGE,), ((2, 2), (2, 2))),
+    Case("adaptive_avg_pool", (_IMAGE,), ((3, 2),)),
+    Case("adaptive_max_pool", (_IMAGE,), ((3, 2),)),
+    Case("dense", ((5, 7), (7, 3), (3,))),
+    Case("relu", ((5, 7),)),
+    Case("sigmoid", ((5, 7),)),
+    Case("tanh", ((5, 7),)),
+    Case("softmax_cross_entropy", ((5, 7),), (np.array([0, 6, 3, 3, 1]),)),
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.description = (
+        "Compare hand-written gradients with automatic ones. Without a target, or with names of jaxbp's ops, "
+        "compares those; with module:function or file.py:function, that function."
+    )
+    parser.add_argument("targets", nargs="*", help="names of jaxbp's ops, or one module:function")
+    parser.add_argument(
+        "--shape",
+        dest="arguments",
+        action="append",
+        type=_shape,
+        metavar="8,28,28,1",
+        help="a random array as the function's next argument",
+    )
+    parser.add_argument(
+        "--value",
+        dest="arguments",
+        action="append",
+        type=_literal,
+        metavar="LITERAL",
+        help="a Python literal as the function's next argument",
+    )
+    parser.add_argument(
+        "--keyword",
+        action="append",
+        default=[],
+        type=_keyword,
+        metavar="NAME=LITERAL",
+        help="a keyword argument for both functions",
+    )
+    parser.add_argument("--automatic", metavar="MODULE:FUNCTION", help="the same function without the rule")
+    parser.add_argument("--dtype", default="float32", choices=["float16", "bfloat16", "float32"])
+    parser.add_argument("--integers", action="store_true", help="small integers, for exact sums and ties")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--transforms",
+        type=_transforms,
+        default=TRANSFORMS,
+        metavar="jit,vmap,second",
+        help="what to repeat the comparison under",
+    )
+    parser.add_argument(
+        "--time",
+        action=argparse.BooleanOptionalAction,
+        help="measure time (default: a user's function yes, jaxbp's ops no)",
+    )
+    parser.add_argument("--verbose", action="store_true", help="print every report, not only the wrong ones")
+    parser.add_argument("--json", metavar="FILE", help="write all reports there")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command: 0 if every row is right, 1 if one is wrong, 2 if the command line makes no sense."""
+    try:
+        mine = any(":" in target for target in args.targets)
+        reports = list(_user_report(args) if mine else _own_reports(args))
+    except (TypeError, ValueError) as error:
+        print(f"jaxbp compare: {error}", file=sys.stderr)
+        return 2
+    if args.json:
+        entries = [{"case": name, **report.to_dict()} for name, report in reports]
+        try:
+            Path(args.json).write_text(json.dumps(entries, indent=2, allow_nan=False) + "\n")
+        except OSError as error:
+            print(f"jaxbp compare: --json {args.json}: {error.strerror}", file=sys.stderr)
+            return 2
+    wrong = [name for name, report in reports if not report.ok]
+    if len(reports) > 1:
+        print(f"{len(reports) - len(wrong)} of {len(reports)} comparisons are right")
+    return 1 if wrong else 0
+
+
+def _user_report(args: argparse.Namespace) -> Iterator[tuple[str, Comparison]]:
+    """The report for a function of the user's."""
+    if len(args.targets) != 1:
+        raise ValueError(f"give one module:function at a time, not {len(args.targets)} targets")
+    if not args.arguments:
+        raise ValueError(f"{args.targets[0]} needs arguments: give --shape 8,28,28,1 for each array")
+    manual = _load(args.targets[0])
+    automatic = _load(args.automatic) if args.automatic else None
+    report = compare(
+        manual,
+        *_arrays(args.arguments, args),
+        automatic=automatic,
+        key=args.seed,
+        transforms=args.transforms,
+        time=args.time is not False,
+        **dict(args.keyword),
+    )
+    print(report)
+    yield args.targets[0], report
+
+
+def _own_reports(args: argparse.Namespace) -> Iterator[tuple[str, Comparison]]:
+    """A report for each case of jaxbp's own ops, one line each."""
+    import jaxbp
+
+    if args.arguments or args.keyword or args.automatic:
+        raise ValueError("--shape, --value, --keyword and --automatic go with a module:function")
+    known = list(dict.fromkeys(case.op for case in CASES))
+    if unknown := [target for target in args.targets if target not in known]:
+        raise ValueError(f"{unknown[0]!r} is no op of jaxbp; known are {', '.join(known)}; yours is module:function")
+    print(f"{'op':<66} {'manual':>9} {'automatic':>9}  error/eps")
+    for case in CASES:
+        if args.targets and case.op not in args.targets:
+            continue
+        manual, automatic = (getattr(module, case.op) for module in (jaxbp, jaxbp.automatic))
+        arguments = [*_arrays([_Shape(shape) for shape in case.shapes], args), *case.further]
+        report = compare(
+            manual,
+            *arguments,
+            automatic=automatic,
+            key=args.seed,
+            transforms=args.transforms,
+            time=bool(args.time),
+            memory=bool(args.time),
+            **case.keywords,
+        )
+        further = [str(item) for item in case.further if not isinstance(item, np.ndarray)]
+        words = [*map(_plain, case.shapes), *further, *(f"{k}={v}" for k, v in case.keywords.items())]
+        name = f"{case.op}({', '.join(words)})"
+        errors = [(row.manual_error or 0.0, row.automatic_error or 0.0) for row in report.rows]
+        worst = max(errors)
+        print(f"{name:<66} {worst[0]:9.2g} {worst[1]:9.2g}  {'ok' if report.ok else 'WRONG'}", flush=True)
+        if args.verbose or args.time or not report.ok:
+            print(f"\n{report}\n")
+        yield name, report
+
+
+class _Shape(tuple):
+    """A shape on the command line, as opposed to a tuple given as a value."""
+
+
+def _plain(shape: tuple[int, ...]) -> str:
+    """A shape as 2x9x8x4."""
+    return "x".join(map(str, shape))
+
+
+def _arrays(arguments: list, args: argparse.Namespace) -> list:
+    """The arguments with a random array for each shape."""
+    rng = np.random.default_rng(args.seed)
+
+    def draw(shape: _Shape):
+        values = rng.integers(-3, 4, shape) if args.integers else rng.standard_normal(shape)
+        return jnp.asarray(values.astype(jnp.dtype(args.dtype)))
+
+    return [draw(item) if isinstance(item, _Shape) else item for item in arguments]
+
+
+def _load(target: str) -> Callable:
+    """The function that module:function or file.py:function names."""
+    place, _, name = target.partition(":")
+    if not place or not name:
+        raise ValueError(f"{target!r} is not module:function")
+    try:
+        if place.endswith(".py"):
+            spec = importlib.util.spec_from_file_location(Path(place).stem, place)
+            assert spec is not None and spec.loader is not None
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+        else:
+            sys.path.insert(0, "")
+            module = importlib.import_module(place)
+    except (ImportError, FileNotFoundError) as error:
+        raise ValueError(f"cannot import {place}: {error}") from error
+    found = module
+    for part in name.split("."):
+        if not hasattr(found, part):
+            raise ValueError(f"{place} has no {name}")
+        found = getattr(found, part)
+    if not callable(found):
+        raise ValueError(f"{target} is a {type(found).__name__}, not a function")
+    return found
+
+
+def _shape(text: str) -> _Shape:
+    """8,28,28,1 as a shape."""
+    try:
+        shape = _Shape(int(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        shape = _Shape((-1,))
+    if any(size < 0 for size in shape):
+        raise argparse.ArgumentTypeError(f"{text!r} is no shape; write for example 8,28,28,1")
+    return shape
+
+
+def _literal(text: str) -> Any:
+    """A Python literal."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        raise argparse.ArgumentTypeError(f"{text!r} is no Python literal") from None
+
+
+def _keyword(text: str) -> tuple[str, Any]:
+    """NAME=LITERAL; a word that is no literal is a string."""
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=LITERAL")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value
+
+
+def _transforms(text: str) -> tuple[str, ...]:
+    """Names with commas between."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())

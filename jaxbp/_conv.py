@@ -1,0 +1,387 @@
+"""Convolution and its backward rule.
+
+The derivation, in one dimension and for one channel. The forward pass is a cross-correlation plus a bias:
+
+    z[o] = sum_t a[o + t] w[t] + b
+
+Let J be what is differentiated in the end, and `delta[o] = dJ/dz[o]`. Every gradient follows from asking
+which outputs a number had a part in.
+
+*Input.* `a[i]` met `w[t]` in the output `o = i - t`, for every t, so
+
+    dJ/da[i] = sum_t delta[i - t] w[t]
+
+delta's index falls while the weight's rises. To slide a window over delta in the usual way, both rising, read
+the weights from the last to the first: **dJ/da = delta (full) rot180(w)**, where "full" means that delta has
+zeros around it, because `i - t` runs over its edges.
+
+*Kernel.* `w[t]` met `a[o + t]` in every output o, so
+
+    dJ/dw[t] = sum_o a[o + t] delta[o]
+
+which is the forward sum with delta in the kernel's place: **dJ/dw = a (valid) delta**, the same sum as
+rot180(delta (full) a).
+
+*Bias.* b is in every output once: **dJ/db = sum_o delta[o]**.
+
+Everything else is bookkeeping on indices. With strides s, kernel dilation d and padding p, output o and tap t
+meet at input `i = s o + d t - p`: the strides put s - 1 zeros between delta's cells, the dilation puts zeros
+between the weights, the padding is what the full zeros lose. Channels and the batch are summed over wherever
+they do not appear on the left. Groups are convolutions side by side.
+
+`_formulations` decides how each of the three sums is evaluated; what is computed is decided here.
+"""
+
+import math
+import operator
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from . import _formulations as formulations
+from ._arguments import as_array, call_rule, require_same_dtype, sum_dtype
+from ._batching import over_examples
+from ._geometry import CONV_WORDS, ConvGeometry, Window, conv_window, per_axis
+
+# ---------------------------------------------------------------------------------------------- the rule
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _conv(g: ConvGeometry, x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
+    """z = a * W + b for x of (N, *spatial, C) and kernel of (*window, C / groups, O)."""
+    return _conv_op(g, x, kernel, bias)
+
+
+def _conv_op(g: ConvGeometry, x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
+    """The forward pass as a plain function."""
+    z = formulations.conv_forward(x, kernel, g)
+    return z if bias is None else z + jnp.broadcast_to(bias.astype(z.dtype), z.shape)
+
+
+def _conv_fwd(g: ConvGeometry, x: Any, kernel: Any, bias: Any) -> tuple[jax.Array, tuple]:
+    """Keep what the gradients that are asked for need: x for the kernel's, the kernel for x's."""
+    z = _conv_op(g, x.value, kernel.value, None if bias is None else bias.value)
+    kept_x = x.value if kernel.perturbed else None
+    kept_kernel = kernel.value if x.perturbed else None
+    kept_bias = bias.value if bias is not None and bias.perturbed else None
+    return z, (kept_x, kept_kernel, kept_bias)
+
+
+def _conv_bwd(g: ConvGeometry, kept: tuple, delta: jax.Array) -> tuple:
+    """The three gradients of the derivation above; None where nobody asked."""
+    x, kernel, bias = kept
+    dx = None if kernel is None else formulations.conv_input_grad(delta, kernel, g)
+    dkernel = None if x is None else formulations.conv_kernel_grad(x, delta, g)
+    dbias = None if bias is None else _sum_to_channels(delta).astype(bias.dtype)
+    return dx, dkernel, dbias
+
+
+_conv.defvjp(_conv_fwd, _conv_bwd, symbolic_zeros=True)
+
+# ------------------------------------------------------------------------------------- the gradient maps
+
+
+def conv_input_grad(
+    delta: jax.Array,
+    kernel: jax.Array,
+    input_shape: Sequence[int],
+    *,
+    strides: int | Sequence[int] = 1,
+    padding: Any = "SAME",
+    input_dilation: int | Sequence[int] = 1,
+    kernel_dilation: int | Sequence[int] = 1,
+    feature_group_count: int = 1,
+    precision: Any = None,
+) -> jax.Array:
+    """The gradient of a convolution's input: delta in full convolution with the kernel rotated by 180 degrees.
+
+    `dJ/da[i] = sum_t delta[(i + p - d t) / s] w[t]`, over the taps t for which the index is whole.
+
+    Args:
+      delta: cotangent of the convolution's output, (*batch, *output, O).
+      kernel: (*window, C / groups, O), of delta's dtype.
+      input_shape: shape of the convolution's input, (*batch, *spatial, C).
+      strides, padding, input_dilation, kernel_dilation, feature_group_count, precision: as given to `conv`.
+
+    Returns:
+      An array of shape `input_shape` and delta's dtype.
+
+    Raises:
+      TypeError, ValueError: where `conv` would, and where delta is not of the shape `conv` returns.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxbp
+      >>> delta = jnp.array([[19., 25.], [37., 43.]]).reshape(2, 2, 1)
+      >>> kernel = jnp.arange(4.).reshape(2, 2, 1, 1)
+      >>> jaxbp.conv_input_grad(delta, kernel, (3, 3, 1), padding="VALID")[..., 0]
+      Array([[  0.,  19.,  25.],
+             [ 38., 144., 118.],
+             [ 74., 197., 129.]], dtype=float32)
+
+    Source: Goodfellow, Bengio, Courville, "Deep Learning" (2016), section 9.5.
+    """
+    op = "conv_input_grad"
+    delta, kernel = as_array(op, "delta", delta), as_array(op, "kernel", kernel)
+    require_same_dtype(op, delta=delta, kernel=kernel)
+    shape = tuple(input_shape)
+    w = conv_window(
+        op, shape, kernel.shape, strides, padding, input_dilation, kernel_dilation, feature_group_count,
+        names=("input_shape", *CONV_WORDS[1:]),
+    )  # fmt: skip
+    _require_shape(op, "delta", delta, _output_shape(shape, kernel.shape, w))
+    g = ConvGeometry(w, feature_group_count, _hashable(precision))
+    return formulations.conv_input_grad(_one_batch_axis(delta, w.rank), kernel, g).reshape(shape)
+
+
+def conv_kernel_grad(
+    x: jax.Array,
+    delta: jax.Array,
+    kernel_shape: Sequence[int],
+    *,
+    strides: int | Sequence[int] = 1,
+    padding: Any = "SAME",
+    input_dilation: int | Sequence[int] = 1,
+    kernel_dilation: int | Sequence[int] = 1,
+    feature_group_count: int = 1,
+    precision: Any = None,
+) -> jax.Array:
+    """The gradient of a convolution's kernel: the valid correlation of its input with delta.
+
+    `dJ/dw[t] = sum_o a[s o + d t - p] delta[o]`, summed over the batch; the same sum as rot180(delta (full) a).
+
+    Args:
+      x: the convolution's input, (*batch, *spatial, C).
+      delta: cotangent of the convolution's output, (*batch, *output, O), of x's dtype.
+      kernel_shape: shape of the kernel, (*window, C / groups, O).
+      strides, padding, input_dilation, kernel_dilation, feature_group_count, precision: as given to `conv`.
+
+    Returns:
+      An array of shape `kernel_shape` and x's dtype; bfloat16 and float16 accumulate in float32 inside.
+
+    Raises:
+      TypeError, ValueError: where `conv` would, and where delta is not of the shape `conv` returns.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxbp
+      >>> x = jnp.arange(9.).reshape(3, 3, 1)
+      >>> delta = jnp.array([[19., 25.], [37., 43.]]).reshape(2, 2, 1)
+      >>> jaxbp.conv_kernel_grad(x, delta, (2, 2, 1, 1), padding="VALID")[..., 0, 0]
+      Array([[308., 432.],
+             [680., 804.]], dtype=float32)
+
+    Source: Goodfellow, Bengio, Courville, "Deep Learning" (2016), section 9.5.
+    """
+    op = "conv_kernel_grad"
+    x, delta = as_array(op, "x", x), as_array(op, "delta", delta)
+    require_same_dtype(op, x=x, delta=delta)
+    shape = tuple(kernel_shape)
+    w = conv_window(
+        op, x.shape, shape, strides, padding, input_dilation, kernel_dilation, feature_group_count,
+        names=("x", "kernel_shape", *CONV_WORDS[2:]),
+    )  # fmt: skip
+    _require_shape(op, "delta", delta, _output_shape(x.shape, shape, w))
+    g = ConvGeometry(w, feature_group_count, _hashable(precision))
+    return formulations.conv_kernel_grad(_one_batch_axis(x, w.rank), _one_batch_axis(delta, w.rank), g)
+
+
+def conv_bias_grad(delta: jax.Array) -> jax.Array:
+    """The gradient of a convolution's bias: the sum of delta over the batch and all positions.
+
+    `dJ/db[c] = sum_(n, o) delta[n, o, c]`
+
+    Args:
+      delta: cotangent of the convolution's output, (*batch, *output, O).
+
+    Returns:
+      An array of shape (O,) and delta's dtype; bfloat16 and float16 accumulate in float32 inside.
+
+    Raises:
+      TypeError: delta is not an array.
+      ValueError: delta has no axes, and so no channels.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxbp
+      >>> jaxbp.conv_bias_grad(jnp.array([[19., 25.], [37., 43.]]).reshape(2, 2, 1))
+      Array([124.], dtype=float32)
+
+    Source: Goodfellow, Bengio, Courville, "Deep Learning" (2016), section 6.5.
+    """
+    delta = as_array("conv_bias_grad", "delta", delta)
+    if delta.ndim == 0:
+        raise ValueError("conv_bias_grad: delta has shape (), but it needs at least one axis: (*batch, *output, O)")
+    return _sum_to_channels(delta)
+
+
+def rot180(kernel: jax.Array) -> jax.Array:
+    """Rotate a kernel by 180 degrees: reverse each of its spatial axes.
+
+    `rot180(w)[t] = w[k - 1 - t]` along every spatial axis of k cells.
+
+    Args:
+      kernel: (*window, I, O), reversed in all axes but the last two; or a bare vector or matrix, reversed in all.
+
+    Returns:
+      An array of the same shape and dtype.
+
+    Raises:
+      TypeError: kernel is not an array.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxbp
+      >>> jaxbp.rot180(jnp.array([[1, 2], [3, 4]]))
+      Array([[4, 3],
+             [2, 1]], dtype=int32)
+
+    Source: Dumoulin and Visin, "A guide to convolution arithmetic for deep learning" (2016), section 4.
+    """
+    kernel = as_array("rot180", "kernel", kernel)
+    return formulations.rot180(kernel, kernel.ndim - 2 if kernel.ndim > 2 else kernel.ndim)
+
+
+def dilate(x: jax.Array, dilation: int | Sequence[int]) -> jax.Array:
+    """Put `dilation - 1` zeros between neighbouring cells along each spatial axis.
+
+    `dilate(x, d)[d i] = x[i]`, and 0 elsewhere: (n - 1) d + 1 cells where there were n.
+
+    Args:
+      x: a bare array of n spatial axes, or (*batch, *spatial, C) with one axis more at least.
+      dilation: n positive integers, or one integer for every axis of a bare array.
+
+    Returns:
+      The dilated array, of x's dtype.
+
+    Raises:
+      TypeError, ValueError: dilation is not made of positive integers, or has more entries than x has axes.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxbp
+      >>> jaxbp.dilate(jnp.array([[1, 2], [3, 4]]), (2, 2))
+      Array([[1, 0, 2],
+             [0, 0, 0],
+             [3, 0, 4]], dtype=int32)
+
+    Source: Dumoulin and Visin, "A guide to convolution arithmetic for deep learning" (2016), section 4.5.
+    """
+    x = as_array("dilate", "x", x)
+    rank = len(dilation) if isinstance(dilation, Sequence) else x.ndim
+    steps = per_axis("dilate", "dilation", dilation, rank)
+    if rank > x.ndim:
+        raise ValueError(f"dilate: dilation={steps} has {rank} entries, but x of shape {x.shape} has {x.ndim} axes")
+    trailing = 0 if rank == x.ndim else 1
+    steps = (1,) * (x.ndim - rank - trailing) + steps + (1,) * trailing
+    return lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, step - 1) for step in steps])
+
+
+# ------------------------------------------------------------------------------------------- the public ops
+
+
+def conv(
+    x: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array | None = None,
+    *,
+    strides: int | Sequence[int] = 1,
+    padding: Any = "SAME",
+    input_dilation: int | Sequence[int] = 1,
+    kernel_dilation: int | Sequence[int] = 1,
+    feature_group_count: int = 1,
+    precision: Any = None,
+    preferred_element_type: Any = None,
+) -> jax.Array:
+    """Convolution (cross-correlation, as everywhere in deep learning) with a hand-written backward rule.
+
+    `z[o] = sum_t a[s o + d t - p] w[t] + b` along every spatial axis, summed over the input channels.
+
+    Args:
+      x: (*batch, *spatial, C): channels last, any number of spatial axes, with or without batch axes.
+      kernel: (*window, C / groups, O), of x's dtype.
+      bias: (O,) or None.
+      strides: steps between windows, in cells: an integer or one for each spatial axis.
+      padding: "SAME", "SAME_LOWER", "VALID", an integer, or (low, high) pairs in cells; negative pads crop.
+      input_dilation: distance between the input's cells (zeros between them), as in a transposed convolution.
+      kernel_dilation: distance between the kernel's cells, as in an atrous convolution.
+      feature_group_count: number of groups that channels are split into; C of them: depthwise.
+      precision: as in `jax.lax.conv_general_dilated`.
+      preferred_element_type: dtype to accumulate in and to return; None: x's.
+
+    Returns:
+      (*batch, *output, O), of x's dtype or `preferred_element_type`.
+
+    Raises:
+      TypeError: an argument is not an array, or dtypes differ.
+      ValueError: ranks, channels, groups or bias do not fit, a stride or dilation is below 1, the padding is not
+        understood, or a window is larger than its padded input.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxbp
+      >>> x, kernel = jnp.arange(9.).reshape(3, 3, 1), jnp.arange(4.).reshape(2, 2, 1, 1)
+      >>> jaxbp.conv(x, kernel, padding="VALID")[..., 0]
+      Array([[19., 25.],
+             [37., 43.]], dtype=float32)
+
+    Source: Dumoulin and Visin, "A guide to convolution arithmetic for deep learning" (2016), section 2.
+    """
+    x, kernel = as_array("conv", "x", x), as_array("conv", "kernel", kernel)
+    require_same_dtype("conv", x=x, kernel=kernel)
+    w = conv_window(
+        "conv", x.shape, kernel.shape, strides, padding, input_dilation, kernel_dilation, feature_group_count
+    )
+    if bias is not None:
+        bias = as_array("conv", "bias", bias)
+        require_same_dtype("conv", x=x, bias=bias)
+        _require_shape("conv", "bias", bias, kernel.shape[-1:])
+    one = _one_batch_axis(x, w.rank)
+    z = bind(one, kernel, bias, w, feature_group_count, precision, preferred_element_type)
+    return z if one is x else z.reshape(_output_shape(x.shape, kernel.shape, w))
+
+
+# ------------------------------------------------------------------------------- shapes, shared with _conv_lax
+
+
+def bind(
+    x: jax.Array, kernel: jax.Array, bias: jax.Array | None, w: Window, groups: int, precision: Any,
+    preferred_element_type: Any, out_sharding: Any = None,
+) -> jax.Array:  # fmt: skip
+    """Collect the static facts and call the rule; x has exactly one batch axis."""
+    dtype = None if preferred_element_type is None else np.dtype(preferred_element_type)
+    g = ConvGeometry(w, operator.index(groups), _hashable(precision), dtype)
+
+    def rule(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
+        shape = _output_shape(x.shape, kernel.shape, w)
+        like = [*((x, axis) for axis in range(x.ndim - 1)), (kernel, -1)]
+        return call_rule(partial(_conv, g), x, kernel, bias, output_shape=shape, like=like, out_sharding=out_sharding)
+
+    return over_examples(rule, x, kernel, bias)
+
+
+def _one_batch_axis(x: jax.Array, rank: int) -> jax.Array:
+    """Any number of batch axes as one."""
+    batch = x.shape[: x.ndim - rank - 1]
+    return x if len(batch) == 1 else x.reshape(math.prod(batch), *x.shape[len(batch) :])
+
+
+def _output_shape(x_shape: Sequence[int], kernel_shape: Sequence[int], w: Window) -> tuple[int, ...]:
+    """The shape of a convolution's output, with the input's own batch axes."""
+    return (*x_shape[: len(x_shape) - w.rank - 1], *w.output_shape, kernel_shape[-1])
+
+
+def _require_shape(op: str, argument: str, array: jax.Array, shape: tuple[int, ...]) -> None:
+    """Refuse an array whose shape does not follow from the other arguments."""
+    if array.shape != shape:
+        raise ValueError(f"{op}: {argument} has shape {array.shape}, but the other arguments call for {shape}")
+
+
+def _sum_to_channels(delta: jax.Array) -> jax.Array:
+    """The sum over all axes but the last, accumulated in float32 at least."""
+    wide = sum_dtype(delta.dtype)
+    return jnp.sum(delta.astype(wide), axis=tuple(range(delta.ndim - 1))).astype(delta.dtype)
+
+
+def _hashable(precision: Any) -> Any:
+    """lax's precision, with a list of two written as a tuple."""
+    return tuple(precision) if isinstance(precision, list) else precision

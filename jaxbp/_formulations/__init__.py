@@ -1,0 +1,118 @@
+"""How each sum is evaluated: forms that are algebraically equal, and the choice between them.
+
+No gradients and no validation here: a rule in `_conv.py` or `_pool.py` says what is computed, with a geometry
+that was checked once.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from .._arguments import sum_dtype, wider
+from .._geometry import ConvGeometry, Window
+from . import _choice, _textbook, _windows
+from ._textbook import rot180 as rot180
+
+
+@partial(jax.jit, static_argnums=2, inline=True)
+def conv_forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
+    """(N, *output, O) from x of (N, *spatial, C) and a kernel of (*window, C / groups, O)."""
+    dtype = g.preferred_element_type or x.dtype
+    if 0 in (*x.shape, *kernel.shape, *g.window.output_shape):
+        return jnp.zeros((x.shape[0], *g.window.output_shape, kernel.shape[-1]), dtype)
+    form, _ = _choice.forward_form(g, x.shape[-1], kernel.shape[-1])
+    return _evaluate(form, _textbook.forward, _choice.forward, x, kernel, g).astype(dtype)
+
+
+@partial(jax.jit, static_argnums=2, inline=True)
+def conv_input_grad(delta: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
+    """(N, *spatial, C) from delta of (N, *output, O), in the kernel's dtype."""
+    *_, group_channels, features = kernel.shape
+    channels = group_channels * g.feature_group_count
+    shape = (delta.shape[0], *g.window.input_shape, channels)
+    if 0 in (*delta.shape, *shape):
+        return jnp.zeros(shape, kernel.dtype)
+    wide = wider(delta.dtype, kernel.dtype)
+    form, _ = _choice.input_grad_form(g, channels, features)
+    dx = _evaluate(form, _textbook.input_grad, _choice.input_grad, delta.astype(wide), kernel.astype(wide), g)
+    return dx.astype(kernel.dtype)
+
+
+@partial(jax.jit, static_argnums=2, inline=True)
+def conv_kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
+    """(*window, C / groups, O) from x of (N, *spatial, C) and delta of (N, *output, O), in x's dtype."""
+    shape = (*g.window.window_shape, x.shape[-1] // g.feature_group_count, delta.shape[-1])
+    if 0 in (*x.shape, *delta.shape):
+        return jnp.zeros(shape, x.dtype)
+    wide = sum_dtype(wider(x.dtype, delta.dtype))
+    form, _ = _choice.kernel_grad_form(g, x.shape[0], x.shape[-1], delta.shape[-1])
+    return _evaluate(form, _textbook.kernel_grad, _choice.kernel_grad, x.astype(wide), delta.astype(wide), g).astype(
+        x.dtype
+    )
+
+
+@partial(jax.jit, static_argnums=1, inline=True)
+def max_and_winners(x: jax.Array, w: Window) -> tuple[jax.Array, jax.Array]:
+    """The maximum of every window of x, (*batch, *spatial, C), and the tap that won it."""
+    if 0 in (*x.shape, *w.output_shape):
+        empty = (*x.shape[: x.ndim - w.rank - 1], *w.output_shape, x.shape[-1])
+        lowest = jnp.full(empty, _windows.lowest(x.dtype), x.dtype)
+        return lowest, jnp.full(empty, w.taps, _windows.winner_dtype(w.taps))
+    return _windows.max_and_winners(x, w)
+
+
+@partial(jax.jit, static_argnums=2, inline=True)
+def upsample_winners(delta: jax.Array, winners: jax.Array, w: Window) -> jax.Array:
+    """Each delta at the input cell that won its window, added where one cell won several, 0 elsewhere."""
+    return _or_zeros(_windows.upsample_winners, delta, winners, w)
+
+
+@partial(jax.jit, static_argnums=2, inline=True)
+def unpool_winners(values: jax.Array, winners: jax.Array, w: Window) -> jax.Array:
+    """Each value at the input cell that won its window, the last one where a cell won several, 0 elsewhere."""
+    return _or_zeros(_windows.unpool_winners, values, winners, w)
+
+
+@partial(jax.jit, static_argnums=2, inline=True)
+def take_winners(x: jax.Array, winners: jax.Array, w: Window) -> jax.Array:
+    """The input cell that won each window."""
+    return _windows.take_winners(x, winners, w) if x.size and winners.size else jnp.zeros(winners.shape, x.dtype)
+
+
+@partial(jax.jit, static_argnums=1, inline=True)
+def window_sum(x: jax.Array, w: Window) -> jax.Array:
+    """The sum of every window, in the dtype in which sums are accumulated."""
+    x = x.astype(sum_dtype(x.dtype))
+    if 0 in (*x.shape, *w.output_shape):
+        return jnp.zeros((*x.shape[: x.ndim - w.rank - 1], *w.output_shape, x.shape[-1]), x.dtype)
+    return _windows.window_sum(x, w)
+
+
+@partial(jax.jit, static_argnums=1, inline=True)
+def upsample_evenly(delta: jax.Array, w: Window) -> jax.Array:
+    """Each delta at every input cell of its window, added where windows overlap."""
+    return _or_zeros(lambda d, _, w: _windows.upsample_evenly(d, w), delta, None, w)
+
+
+def _or_zeros(form: Callable[..., jax.Array], delta: jax.Array, winners: jax.Array | None, w: Window) -> jax.Array:
+    """Evaluate an upsampling form, unless there is nothing to upsample."""
+    if 0 in (*delta.shape, *w.input_shape):
+        return jnp.zeros((*delta.shape[: delta.ndim - w.rank - 1], *w.input_shape, delta.shape[-1]), delta.dtype)
+    return form(delta, winners, w)
+
+
+def _evaluate(form: str, textbook: Any, chosen: Any, a: jax.Array, b: jax.Array, g: ConvGeometry) -> jax.Array:
+    """The chosen form on a CPU, the textbook form elsewhere; the platform is known when the program is lowered."""
+    if form == "textbook" or not jnp.issubdtype(a.dtype, jnp.floating):
+        return textbook(a, b, g)
+
+    def on_cpu(a: jax.Array, b: jax.Array) -> jax.Array:
+        wide = sum_dtype(a.dtype)
+        return chosen(a.astype(wide), b.astype(wide), g._replace(preferred_element_type=None)).astype(dtype)
+
+    dtype = jax.eval_shape(lambda a, b: textbook(a, b, g), a, b).dtype
+    return lax.platform_dependent(a, b, cpu=on_cpu, default=lambda a, b: textbook(a, b, g))

@@ -1,0 +1,51 @@
+"""Other ranks brought to two spatial axes, the rank that compilers have fast convolutions for."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from .._geometry import ConvGeometry, Window
+from ._windows import first_axis_views
+
+Form = Callable[..., jax.Array]
+
+
+def fold_forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry, form: Form) -> jax.Array:
+    """The first axis folded away: its taps side by side as channels, its outputs as images of a larger batch."""
+    folded = _folded(x, g.window)
+    weights = jnp.moveaxis(kernel, 0, -3)
+    weights = weights.reshape(*weights.shape[:-3], -1, weights.shape[-1])
+    z = form(folded, weights, g._replace(window=_without_first(g.window)))
+    return z.reshape(x.shape[0], *g.window.output_shape, z.shape[-1])
+
+
+def fold_kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry, form: Form) -> jax.Array:
+    """The kernel's gradient of the folded convolution, unfolded."""
+    images = delta.reshape(-1, *delta.shape[2:])
+    w = g.window
+    dkernel = form(_folded(x, w), images, g._replace(window=_without_first(w)))
+    dkernel = dkernel.reshape(*w.window_shape[1:], w.window_shape[0], x.shape[-1], delta.shape[-1])
+    return jnp.moveaxis(dkernel, -3, 0)
+
+
+def lift_kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry, form: Form) -> jax.Array:
+    """The kernel's gradient with the one spatial axis as two, the first of size 1."""
+    return form(x[:, None], delta[:, None], g._replace(window=_with_unit_axis(g.window)))[0]
+
+
+def _folded(x: jax.Array, w: Window) -> jax.Array:
+    """(N * output, *rest, taps * C): for every output along the first axis what its taps read."""
+    taps = jnp.concatenate(list(first_axis_views(x, w)), axis=-1)
+    return taps.reshape(-1, *taps.shape[2:])
+
+
+def _without_first(w: Window) -> Window:
+    """The window without its first axis."""
+    return Window._make(per_axis[1:] for per_axis in w)
+
+
+def _with_unit_axis(w: Window) -> Window:
+    """The window with a first axis on which nothing happens."""
+    unit = ((1,), (1,), (1,), ((0, 0),), (1,), (1,), (1,))
+    return Window._make((*first, *per_axis) for first, per_axis in zip(unit, w, strict=True))

@@ -1,0 +1,158 @@
+"""Which form evaluates a map on a CPU, and why. One function per map, from geometry and channel counts alone.
+
+The reasons are measurements on x86 CPUs (BENCHMARKS.md). Every other platform uses the textbook forms for
+convolutions, which their libraries run well. Each function returns the form's name and the reason.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from .._geometry import ConvGeometry, Window, is_static, transposed
+from . import _axes, _multiply_add, _phases, _product, _taps, _textbook
+
+MAX_TAPS = 64
+MULTIPLY_ADD_TERMS = 40
+DENSE_MULTIPLY_ADD_TERMS = 32
+FEW_TAPS = 9
+
+Choice = tuple[str, str]
+
+
+def forward_form(g: ConvGeometry, channels: int, features: int) -> Choice:
+    """The form of a forward sum with `channels` inputs and `features` outputs."""
+    w, groups = g.window, g.feature_group_count
+    c = channels // groups
+    if not is_static((*w.input_shape, *w.output_shape)):
+        return "textbook", "sizes are symbolic"
+    if any(d > 1 for d in w.input_dilation):
+        back = transposed(w)
+        if groups == 1 and _apart(back):
+            return "transposed product", "windows do not overlap: one matrix product, put in place"
+        phases = math.prod(w.input_dilation)
+        wide_steps = any(s > 1 for s, d in zip(w.strides, w.input_dilation, strict=True) if d > 1)
+        if (groups > 1 or w.rank > 2) and phases <= MAX_TAPS and not wide_steps:
+            return "phases", "zeros between the input's cells are left out, phase by phase"
+        return "textbook", "the compiler skips the zeros itself"
+    if groups == 1 and _apart(w):
+        return "product", "windows do not overlap: one matrix product"
+    if groups > 1 and c * w.taps <= (MAX_TAPS if c == 1 else MULTIPLY_ADD_TERMS):
+        return "multiply-add", "few channels in a group: a short elementwise sum"
+    if groups == 1 and c * w.taps <= DENSE_MULTIPLY_ADD_TERMS:
+        return "multiply-add", "few channels: a short elementwise sum"
+    if groups > 1 and w.rank <= 2:
+        return "group by group", "grouped convolutions run as if dense"
+    if groups == 1 and features <= 3 and c <= 32 and w.taps <= DENSE_MULTIPLY_ADD_TERMS and set(w.strides) <= {1}:
+        return "project then add", "few outputs: one matrix product, then shifted sums"
+    if groups == 1 and w.rank > 2 and w.window_shape[0] <= MAX_TAPS:
+        return "fold", "no fast convolution beyond two dimensions: the first axis becomes channels and images"
+    return "textbook", "a dense convolution is what the compiler does best"
+
+
+def input_grad_form(g: ConvGeometry, channels: int, features: int) -> Choice:
+    """The form of the input's gradient: of the forward sum that takes delta back."""
+    return forward_form(g._replace(window=transposed(g.window)), features, channels)
+
+
+def kernel_grad_form(g: ConvGeometry, batch: int, channels: int, features: int) -> Choice:
+    """The form of the kernel's gradient."""
+    w, groups = g.window, g.feature_group_count
+    c, o = channels // groups, features // groups
+    if not is_static((batch, *w.input_shape, *w.output_shape)):
+        return "textbook", "sizes are symbolic"
+    if any(d > 1 for d in w.input_dilation):
+        if all(s == 1 for s in w.strides):
+            return "mirrored", "the same sum with input and delta exchanged has strides in place of zeros"
+        return "textbook", "strides and input dilation together"
+    if groups == 1 and _apart(w):
+        return "product", "windows do not overlap: one matrix product"
+    if groups == 1 and w.rank > 2 and w.window_shape[0] <= MAX_TAPS:
+        return "fold", "no fast convolution beyond two dimensions: the first axis becomes channels and images"
+    if w.taps > MAX_TAPS or w.rank == 0:
+        return "textbook", "a large window, or none"
+    if groups > 1 and c == 1 and o <= 4:
+        return "multiply-add", "depthwise: products summed over the batch, one reduction for all taps"
+    if groups > 1:
+        return "grouped taps", "grouped convolutions run as if dense"
+    if batch == 1:
+        return "taps", "one image, or an example under vmap: products stay products in a batch"
+    strided = any(s > 1 for s in w.strides) and c >= 16
+    if w.rank == 2 and w.taps <= FEW_TAPS and (strided or (1 < c <= 4 and features <= 32)):
+        return "taps", "one matrix product per tap"
+    if w.rank == 1 and c <= 4:
+        return "lift", "in two dimensions, the first of size 1, the compiler does better"
+    return "textbook", "a dense convolution is what the compiler does best"
+
+
+def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
+    """Evaluate the forward sum in the chosen form."""
+    groups = g.feature_group_count
+    name, _ = forward_form(g, x.shape[-1], kernel.shape[-1])
+    match name:
+        case "product":
+            return _product.forward(x, kernel, g)
+        case "transposed product":
+            back = _textbook.exchange_channels(_textbook.rot180(kernel, g.window.rank), groups)
+            return _product.transposed(x, back, g._replace(window=transposed(g.window)))
+        case "phases":
+            return _phases.forward(x, kernel, g, forward)
+        case "multiply-add":
+            return _multiply_add.forward(x, kernel, g)
+        case "group by group":
+            return _group_by_group(x, kernel, g)
+        case "project then add":
+            return _multiply_add.in_parts(lambda x: _taps.project_then_add(x, kernel, g), x)
+        case "fold":
+            return _axes.fold_forward(x, kernel, g, forward)
+    return _textbook.forward(x, kernel, g)
+
+
+def input_grad(delta: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
+    """Evaluate the input's gradient: the forward sum of delta and the rotated kernel."""
+    rotated = _textbook.exchange_channels(_textbook.rot180(kernel, g.window.rank), g.feature_group_count)
+    return forward(delta, rotated, g._replace(window=transposed(g.window), preferred_element_type=None))
+
+
+def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
+    """Evaluate the kernel's gradient in the chosen form."""
+    groups = g.feature_group_count
+    c = x.shape[-1] // groups
+    name, _ = kernel_grad_form(g, x.shape[0], x.shape[-1], delta.shape[-1])
+    match name:
+        case "mirrored":
+            mirrored = kernel_grad(delta, x, g._replace(window=transposed(g.window)))
+            return _textbook.exchange_channels(_textbook.rot180(mirrored, g.window.rank), groups)
+        case "product":
+            return _product.kernel_grad(x, delta, g)
+        case "multiply-add":
+            return _multiply_add.kernel_grad(x, delta, g)
+        case "grouped taps":
+            together = max(b for b in range(1, max(1, 16 // c) + 1) if groups % b == 0)
+            return _taps.grouped_kernel_grad(x, delta, g, together)
+        case "taps":
+            return _taps.kernel_grad(x, delta, g)
+        case "fold":
+            return _axes.fold_kernel_grad(x, delta, g, kernel_grad)
+        case "lift":
+            return _axes.lift_kernel_grad(x, delta, g, _textbook.kernel_grad)
+    return _textbook.kernel_grad(x, delta, g)
+
+
+def _apart(w: Window) -> bool:
+    """Whether every cell lies in one window at most, and windows are blocks or single cells."""
+    if any(d > 1 for d in w.input_dilation):
+        return False
+    return w.taps == 1 or (w.window_shape == w.strides and set(w.dilation) <= {1})
+
+
+def _group_by_group(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
+    """One dense convolution for each group, in a loop."""
+    groups = g.feature_group_count
+    alone = g._replace(feature_group_count=1)
+
+    def split(a: jax.Array) -> jax.Array:
+        return jnp.moveaxis(a.reshape(*a.shape[:-1], groups, a.shape[-1] // groups), -2, 0)
+
+    z = jax.lax.map(lambda pair: _textbook.forward(pair[0], pair[1], alone), (split(x), split(kernel)))
+    return jnp.moveaxis(z, 0, -2).reshape(*z.shape[1:-1], kernel.shape[-1])

@@ -1,0 +1,125 @@
+"""Shifted multiply-adds: a convolution as one elementwise expression, for groups of few channels.
+
+A depthwise convolution is no matrix product in disguise: each output is a short sum of numbers times weights. Written
+as `sum_t view_t(x) * w_t` over whole arrays, the compiler makes one loop of it that reads the input once. With c
+channels in a group the sum has c terms for each tap. Channels are laid out as (c, groups), so that the loop runs
+along the groups (or, in a single group, along the outputs).
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from .._geometry import ConvGeometry, Window, read_padding
+from ._windows import pad_axes, tap_views
+
+# Images (or bands of their rows) added up explicitly, and taps in one program; more only slow the compiler down.
+AT_ONCE = 8
+TAPS_AT_ONCE = 4
+
+
+def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
+    """Add up every tap of every channel of the group."""
+    return in_parts(lambda images: _forward(images, kernel, g), x)
+
+
+def in_parts(form: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
+    """`form(x)` in a loop over a few parts of the batch.
+
+    The compiler may compute an elementwise sum anew inside each of its consumers: a pool that reads four shifted
+    views of it would pay four times. What a loop has written, it reads.
+    """
+    batch = x.shape[0]
+    parts = next((n for n in (2, 3, 5, 7) if batch % n == 0), 1)
+    if parts == 1:
+        return form(x)
+    z = lax.map(form, x.reshape(parts, batch // parts, *x.shape[1:]))
+    return z.reshape(batch, *z.shape[2:])
+
+
+def _forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
+    """The sum for some of the images."""
+    groups = g.feature_group_count
+    *_, c, features = kernel.shape
+    weights = kernel.reshape(-1, c, *[1] * (x.ndim - 1), groups, features // groups).swapaxes(-2, -1)
+    total = jnp.zeros((), x.dtype)
+    for tap, view in enumerate(tap_views(_channels_by_group(x, groups), g.window, 0, trailing=2)):
+        for channel in range(c):
+            total = total + view[..., channel, None, :] * weights[tap, channel]
+    return total.swapaxes(-2, -1).reshape(*total.shape[:-2], features)
+
+
+def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
+    """Add up the products of shifted inputs and delta over the batch, then over all positions at once.
+
+    A reduction for each tap would run once over the arrays for each tap; the explicit sum over some images is
+    elementwise and fuses, and one reduction over the stacked taps is left. Large windows take one row of taps at a
+    time, so that the program stays small.
+    """
+    groups, w = g.feature_group_count, g.window
+    features = delta.shape[-1]
+    x, delta = _channels_by_group(x, groups), _channels_by_group(delta, groups)
+    if w.taps <= TAPS_AT_ONCE or w.window_shape[0] == 1:
+        sums = _kernel_sums(x, delta, w)
+    else:
+        padded = pad_axes(x, range(1, w.rank + 1), read_padding(w), 0)
+        reach = (w.output_shape[0] - 1) * w.strides[0] + 1
+        row = w._replace(
+            input_shape=(reach, *padded.shape[2 : w.rank + 1]),
+            window_shape=(1, *w.window_shape[1:]),
+            padding=((0, 0),) * w.rank,
+        )
+
+        def row_sums(tap: jax.Array) -> jax.Array:
+            rows = lax.dynamic_slice_in_dim(padded, tap * w.dilation[0], reach, axis=1)
+            return _kernel_sums(rows, delta, row)
+
+        sums = lax.map(row_sums, jnp.arange(w.window_shape[0]))
+    return sums.swapaxes(-2, -1).reshape(*w.window_shape, sums.shape[-3], features)
+
+
+def _kernel_sums(x: jax.Array, delta: jax.Array, w: Window) -> jax.Array:
+    """(taps, c, o, groups): the sum over batch and positions for every tap."""
+    batch, rows = delta.shape[0], w.output_shape[0]
+    images = _largest_divisor(batch, AT_ONCE)
+    bands = _largest_divisor(rows, AT_ONCE // images)
+
+    def products(x: jax.Array, delta: jax.Array) -> jax.Array:
+        """(taps, *positions, c, o, groups): the sum over some images, and over bands of rows, at every position."""
+        sums = []
+        for view in tap_views(x, w, 0, trailing=2):
+            terms = view[..., :, None, :] * delta[..., None, :, :]
+            parts = [
+                terms[image, band * rows // bands : (band + 1) * rows // bands]
+                for image in range(images)
+                for band in range(bands)
+            ]
+            sums.append(functools.reduce(jnp.add, parts))
+        return jnp.stack(sums)
+
+    def step(total: jax.Array, block: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        return total + products(*block), None
+
+    if batch == images:
+        positions = products(x, delta)
+    else:
+        blocks = (
+            x.reshape(batch // images, images, *x.shape[1:]),
+            delta.reshape(batch // images, images, *delta.shape[1:]),
+        )
+        shape = (w.taps, rows // bands, *delta.shape[2:-2], x.shape[-2], *delta.shape[-2:])
+        positions, _ = lax.scan(step, jnp.zeros(shape, x.dtype), blocks)
+    return jnp.sum(positions, axis=tuple(range(1, w.rank + 1)))
+
+
+def _largest_divisor(size: int, most: int) -> int:
+    """The largest number up to `most` that divides size."""
+    return max(n for n in range(1, most + 1) if size % n == 0)
+
+
+def _channels_by_group(x: jax.Array, groups: int) -> jax.Array:
+    """(..., C) as (..., C / groups, groups)."""
+    return x.reshape(*x.shape[:-1], groups, x.shape[-1] // groups).swapaxes(-2, -1)

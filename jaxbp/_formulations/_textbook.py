@@ -1,0 +1,71 @@
+"""The textbook forms of a convolution's three sums: the definition that every other form is tested against.
+
+Layouts: x is (N, *spatial, C), kernel (*window, C / groups, O), delta (N, *output, O).
+"""
+
+import jax
+from jax import lax
+
+from .._geometry import ConvGeometry, read_padding, transposed
+
+
+def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
+    """Slide the kernel over the padded input: cross-correlation."""
+    w = g.window
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=w.strides,
+        padding=w.padding,
+        lhs_dilation=w.input_dilation,
+        rhs_dilation=w.dilation,
+        dimension_numbers=_channels_last(w.rank),
+        feature_group_count=g.feature_group_count,
+        precision=g.precision,
+        preferred_element_type=g.preferred_element_type,
+    )
+
+
+def input_grad(delta: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
+    """Slide rot180(kernel) over delta, with zeros between delta's cells (strides) and around them (full)."""
+    rotated = exchange_channels(rot180(kernel, g.window.rank), g.feature_group_count)
+    return forward(delta, rotated, g._replace(window=transposed(g.window), preferred_element_type=None))
+
+
+def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
+    """Slide delta, with zeros between its cells (strides), over the padded input; the sum runs over the batch."""
+    w = g.window
+    batch, channels, spatial = 0, w.rank + 1, range(1, w.rank + 1)
+    return lax.conv_general_dilated(
+        x,
+        delta,
+        window_strides=w.dilation,
+        padding=read_padding(w),
+        lhs_dilation=w.input_dilation,
+        rhs_dilation=w.strides,
+        dimension_numbers=lax.ConvDimensionNumbers(
+            lhs_spec=(channels, batch, *spatial),
+            rhs_spec=(channels, batch, *spatial),
+            out_spec=(w.rank, w.rank + 1, *range(w.rank)),
+        ),
+        batch_group_count=g.feature_group_count,
+        precision=g.precision,
+    )
+
+
+def rot180(kernel: jax.Array, rank: int) -> jax.Array:
+    """Reverse the first `rank` axes: in two dimensions, a rotation by 180 degrees."""
+    return lax.rev(kernel, range(rank))
+
+
+def exchange_channels(kernel: jax.Array, groups: int) -> jax.Array:
+    """(*window, C / groups, O) to (*window, O / groups, C): what read C and wrote O now reads O and writes C."""
+    *window, group_channels, features = kernel.shape
+    grouped = kernel.reshape(*window, group_channels, groups, features // groups)
+    return grouped.swapaxes(-3, -1).reshape(*window, features // groups, groups * group_channels)
+
+
+def _channels_last(rank: int) -> lax.ConvDimensionNumbers:
+    """lax's numbers for (N, *spatial, C), (*window, I, O) and (N, *spatial, O)."""
+    spatial = tuple(range(1, rank + 1))
+    return lax.ConvDimensionNumbers((0, rank + 1, *spatial), (rank + 1, rank, *range(rank)), (0, rank + 1, *spatial))

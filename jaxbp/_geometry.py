@@ -1,0 +1,331 @@
+"""Windows as integers: what strides, padding and dilation do to sizes. No arrays here.
+
+Along one axis, an input of `n` cells with `input_dilation` zeros-spaced cells is padded to
+
+    padded = low + (n - 1) * input_dilation + 1 + high
+
+and a window of `k` cells spaced `dilation` apart spans `(k - 1) * dilation + 1` of them, so it fits at
+
+    output = (padded - span) // stride + 1
+
+places. Tap `t` of window `o` reads the padded cell `o * stride + t * dilation`. Everything else in the
+package that speaks of positions is this one line of arithmetic, solved for one of its letters.
+"""
+
+import math
+import operator
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from jax import lax
+
+Ints = tuple[int, ...]
+Pairs = tuple[tuple[int, int], ...]
+POOL_WORDS = ("window_shape", "strides", "window_dilation", "input_dilation")
+CONV_WORDS = ("x", "kernel", "feature_group_count", "strides", "kernel_dilation", "input_dilation")
+PADDING_WORDS = ("VALID", "SAME", "SAME_LOWER")
+
+
+class Window(NamedTuple):
+    """A window sliding over the spatial axes of an input: seven facts per axis, all integers."""
+
+    input_shape: Ints
+    window_shape: Ints
+    strides: Ints
+    padding: Pairs
+    dilation: Ints
+    input_dilation: Ints
+    output_shape: Ints
+
+    @property
+    def rank(self) -> int:
+        """How many spatial axes there are."""
+        return len(self.window_shape)
+
+    @property
+    def taps(self) -> int:
+        """How many cells one window has."""
+        return math.prod(self.window_shape)
+
+
+class ConvGeometry(NamedTuple):
+    """All of a convolution that is not an array: hashable, so that it can be a static argument."""
+
+    window: Window
+    feature_group_count: int = 1
+    precision: Any = None
+    preferred_element_type: Any = None
+
+
+def is_static(sizes: Sequence[Any]) -> bool:
+    """Whether all sizes are known integers (and not the symbolic sizes of `jax.export`)."""
+    return all(isinstance(size, int) for size in sizes)
+
+
+def dilated_size(size: int, dilation: int) -> int:
+    """Cells from the first to the last of `size` cells that stand `dilation` apart."""
+    if is_static([size]):
+        return max(0, (size - 1) * dilation + 1)
+    return size if dilation == 1 else (size - 1) * dilation + 1
+
+
+def padded_shape(window: Window) -> Ints:
+    """The sizes of the dilated and padded input, over which the window slides."""
+    return tuple(
+        low + dilated_size(size, dilation) + high
+        for size, dilation, (low, high) in zip(window.input_shape, window.input_dilation, window.padding, strict=True)
+    )
+
+
+def per_axis(op: str, argument: str, value: Any, rank: int, minimum: int = 1) -> Ints:
+    """`value` as one integer per spatial axis: a single integer counts for all, None means 1."""
+    if value is None:
+        return (1,) * rank
+    try:
+        values = tuple(map(operator.index, value)) if _iterable(value) else (operator.index(value),) * rank
+    except TypeError:
+        raise TypeError(f"{op}: {argument}={value!r} must be an integer or a sequence of {rank} integers") from None
+    if len(values) != rank:
+        raise ValueError(
+            f"{op}: {argument}={values} has {len(values)} entries, but there are {rank} spatial axes; "
+            f"give {rank} integers, one for each"
+        )
+    if any(v < minimum for v in values):
+        raise ValueError(f"{op}: {argument}={values} must be at least {minimum} along every axis")
+    return values
+
+
+def canonical_padding(op: str, padding: Any, rank: int) -> str | Pairs:
+    """`padding` as one of lax's words or as a (low, high) pair of integers per spatial axis."""
+    if isinstance(padding, str):
+        if padding.upper() not in PADDING_WORDS:
+            raise ValueError(
+                f"{op}: padding={padding!r} is not known; use one of {', '.join(map(repr, PADDING_WORDS))}, "
+                f"or {rank} (low, high) pairs of integers"
+            )
+        return padding.upper()
+    try:
+        if not _iterable(padding):
+            return (_pair(padding),) * rank
+        pairs = tuple(_pair(entry) for entry in padding)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"{op}: padding={padding!r} must be one of {', '.join(map(repr, PADDING_WORDS))}, an integer, "
+            f"or a sequence of {rank} (low, high) pairs of integers"
+        ) from None
+    if len(pairs) != rank:
+        raise ValueError(
+            f"{op}: padding={padding!r} has {len(pairs)} entries, but there are {rank} spatial axes; "
+            f"give {rank} (low, high) pairs, one for each"
+        )
+    return pairs
+
+
+def make_window(
+    op: str,
+    input_shape: Sequence[int],
+    window_shape: Sequence[int],
+    strides: Any,
+    padding: Any,
+    dilation: Any = 1,
+    input_dilation: Any = 1,
+    *,
+    names: tuple[str, str, str, str] = POOL_WORDS,
+    ceil_mode: bool = False,
+    allow_empty: bool = False,
+) -> Window:
+    """Check a window's arguments once and resolve them to a `Window`; `names` are the caller's words.
+
+    A window that is larger than its padded input is an error, unless the input itself is empty along
+    that axis or `allow_empty` asks for lax's answer, a result of size 0.
+    """
+    window_name, strides_name, dilation_name, input_dilation_name = names
+    rank, sizes, window_shape = len(window_shape), tuple(input_shape), tuple(window_shape)
+    if any(is_static([k]) and k < 1 for k in window_shape):
+        raise ValueError(
+            f"{op}: {window_name} has spatial shape {window_shape}, but a window needs at least one cell along "
+            "every axis"
+        )
+    strides = per_axis(op, strides_name, strides, rank)
+    dilation = per_axis(op, dilation_name, dilation, rank)
+    input_dilation = per_axis(op, input_dilation_name, input_dilation, rank)
+    pairs = canonical_padding(op, padding, rank)
+    spans = tuple(map(dilated_size, window_shape, dilation))
+    dilated = tuple(map(dilated_size, sizes, input_dilation))
+    if isinstance(pairs, str):
+        word, pairs = pairs, resolve_padding(pairs, dilated, spans, strides)
+        if any(d != 1 for d in input_dilation):
+            raise ValueError(
+                f"{op}: padding={word!r} has no agreed meaning together with {input_dilation_name}="
+                f"{input_dilation}; write the pairs: padding={pairs} is {word!r} for the dilated input of "
+                f"spatial shape {dilated}"
+            )
+    window = Window(sizes, window_shape, strides, pairs, dilation, input_dilation, ())
+    padded = padded_shape(window)
+    places = []
+    for axis, (size, cells, span) in enumerate(zip(dilated, padded, spans, strict=True)):
+        if is_static([cells]) and cells < 0:
+            raise ValueError(
+                f"{op}: padding={pairs} takes away more cells than the {size} that spatial axis {axis} of the "
+                f"{'dilated ' if input_dilation[axis] > 1 else ''}input has; what is left must be at least 0"
+            )
+        count = _places(cells, span, strides[axis], pairs[axis][0] + size if ceil_mode else None)
+        if is_static([count, size]) and count == 0 < size and not allow_empty:
+            raise ValueError(
+                f"{op}: along spatial axis {axis} the window spans {span} cells ({window_name} "
+                f"{window_shape[axis]}, {dilation_name} {dilation[axis]}), but the padded input has only {cells} "
+                f"({size} and padding {pairs[axis]}); use a smaller window or more padding"
+            )
+        places.append(count)
+    window = window._replace(output_shape=tuple(places))
+    if ceil_mode:
+        if any(high < 0 for _, high in pairs):
+            raise ValueError(
+                f"{op}: padding={pairs} crops the end of the input, where ceil_mode=True adds cells; crop the input "
+                "itself (for example x[:-1]) and leave the high padding at 0 or more"
+            )
+        pairs = tuple((low, max(high, end)) for (low, high), (_, end) in zip(pairs, read_padding(window), strict=True))
+        window = window._replace(padding=pairs)
+    return window
+
+
+def conv_window(
+    op: str,
+    x_shape: Sequence[int],
+    kernel_shape: Sequence[int],
+    strides: Any,
+    padding: Any,
+    input_dilation: Any,
+    kernel_dilation: Any,
+    feature_group_count: Any,
+    *,
+    names: tuple[str, ...] = CONV_WORDS,
+    allow_empty: bool = False,
+) -> Window:
+    """Check the shapes of a channels-last convolution, (*batch, *spatial, C) with (*window, C / groups, O)."""
+    x_name, kernel_name, group_name, strides_name, kernel_dilation_name, input_dilation_name = names
+    x_shape, kernel_shape = tuple(x_shape), tuple(kernel_shape)
+    rank = len(kernel_shape) - 2
+    if rank < 0:
+        raise ValueError(
+            f"{op}: {kernel_name} has shape {kernel_shape}, but it needs at least two axes: "
+            f"(*window, input channels / groups, output channels)"
+        )
+    if len(x_shape) < rank + 1:
+        raise ValueError(
+            f"{op}: {kernel_name} has shape {kernel_shape}, so there are {rank} spatial axes, but {x_name} has "
+            f"shape {x_shape}; it needs at least {rank + 1} axes: (*batch, *spatial, channels)"
+        )
+    try:
+        groups = operator.index(feature_group_count)
+    except TypeError:
+        raise TypeError(f"{op}: {group_name}={feature_group_count!r} must be an integer") from None
+    *_, channels = x_shape
+    *window_shape, group_channels, features = kernel_shape
+    if groups < 1:
+        raise ValueError(f"{op}: {group_name}={groups} must be at least 1")
+    if channels != group_channels * groups:
+        raise ValueError(
+            f"{op}: {x_name} has {channels} channels (shape {x_shape}), but {kernel_name} of shape {kernel_shape} "
+            f"reads {group_channels} in each of {group_name}={groups} groups; {group_channels * groups} channels "
+            f"would fit"
+        )
+    if features % groups:
+        raise ValueError(
+            f"{op}: {kernel_name} has {features} output channels (shape {kernel_shape}), which {group_name}="
+            f"{groups} does not divide; use a multiple of {groups}"
+        )
+    return make_window(
+        op, x_shape[len(x_shape) - rank - 1 : -1], window_shape, strides, padding, kernel_dilation, input_dilation,
+        names=(kernel_name, strides_name, kernel_dilation_name, input_dilation_name), allow_empty=allow_empty,
+    )  # fmt: skip
+
+
+def resolve_padding(word: str, sizes: Ints, spans: Ints, strides: Ints) -> Pairs:
+    """The (low, high) pairs that one of lax's padding words stands for."""
+    if word == "VALID":
+        return ((0, 0),) * len(sizes)
+    if is_static(sizes):
+        pairs = []
+        for size, span, stride in zip(sizes, spans, strides, strict=True):
+            total = max(0, (-(-size // stride) - 1) * stride + span - size)
+            low = total // 2 if word == "SAME" else total - total // 2
+            pairs.append((low, total - low))
+        return tuple(pairs)
+    return tuple(lax.padtype_to_pads(sizes, spans, strides, word))
+
+
+def transposed_padding(span: int, stride: int, padding: str | tuple[int, int]) -> tuple[int, int]:
+    """Zeros around a dilated input so that a transposed convolution undoes the sizes of a forward one.
+
+    `padding` is the forward convolution's; the words "SAME" and "VALID" split the total as lax does.
+    """
+    if padding == "VALID":
+        low, total = span - 1, span + stride - 2 + max(span - stride, 0)
+    elif padding == "SAME":
+        total = span + stride - 2
+        low = span - 1 if stride > span - 1 else (total + 1) // 2
+    else:
+        before, after = padding
+        low, total = span - 1 - int(before), 2 * (span - 1) - int(before) - int(after)
+    return low, total - low
+
+
+def read_padding(window: Window) -> Pairs:
+    """The padding that ends where the last window ends: cells beyond are read by no window."""
+    pairs = []
+    for axis, (low, _) in enumerate(window.padding):
+        span = dilated_size(window.window_shape[axis], window.dilation[axis])
+        size = dilated_size(window.input_shape[axis], window.input_dilation[axis])
+        pairs.append((low, (window.output_shape[axis] - 1) * window.strides[axis] + span - low - size))
+    return tuple(pairs)
+
+
+def full_padding(window: Window) -> Pairs:
+    """Zeros around the strided delta so that the rotated window meets every input cell exactly once.
+
+    In full convolution each side gets `span - 1` zeros; what the forward padding added is taken off again.
+    """
+    pairs = []
+    for axis in range(window.rank):
+        span = dilated_size(window.window_shape[axis], window.dilation[axis])
+        delta = dilated_size(window.output_shape[axis], window.strides[axis])
+        size = dilated_size(window.input_shape[axis], window.input_dilation[axis])
+        low = span - 1 - window.padding[axis][0]
+        pairs.append((low, size + span - 1 - delta - low))
+    return tuple(pairs)
+
+
+def transposed(window: Window) -> Window:
+    """The window of the full convolution that takes delta back to the input: strides and input dilation exchanged."""
+    return window._replace(
+        input_shape=window.output_shape,
+        output_shape=window.input_shape,
+        strides=window.input_dilation,
+        input_dilation=window.strides,
+        padding=full_padding(window),
+    )
+
+
+def _places(cells: int, span: int, stride: int, ceil_end: int | None) -> int:
+    """How many windows fit; with `ceil_end` one more may hang over the end if it starts before `ceil_end`."""
+    if not is_static([cells, span]):
+        return (cells - span) // stride + 1 if stride != 1 else cells - span + 1
+    if ceil_end is None:
+        return max(0, (cells - span) // stride + 1)
+    whole = max(0, (cells - span) // stride + 1)
+    count = max(0, -(-(cells - span) // stride) + 1)
+    return count if (count - 1) * stride < ceil_end else max(whole, count - 1)
+
+
+def _pair(entry: Any) -> tuple[int, int]:
+    """A (low, high) pair; one integer stands for both."""
+    if not _iterable(entry):
+        return operator.index(entry), operator.index(entry)
+    low, high = entry
+    return operator.index(low), operator.index(high)
+
+
+def _iterable(value: Any) -> bool:
+    """Whether `value` is a sequence of things and not a single one."""
+    return hasattr(value, "__len__") and not (hasattr(value, "shape") and value.shape == ())

@@ -1,0 +1,345 @@
+"""Max pooling and its backward rule.
+
+    y[o] = max_t a[s o + d t - p]
+
+Moving any cell of a window but the winner (a little) changes nothing; moving the winner moves the output as much.
+So delta is upsampled: it goes to the position that won, every other cell gets zero, and a cell that won several
+windows gets the sum. What the rule keeps is not the input but the winners: the tap, counted in row-major order,
+that each window chose. Of equal cells the first wins. NaN counts as the maximum, so that it is seen and not lost;
+of several the last one wins, as in PyTorch.
+
+Unpooling writes what pooling read: each value goes to the place that won its window. Its backward pass reads delta
+there again.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from . import _formulations as formulations
+from ._arguments import as_array, call_rule
+from ._geometry import Window, canonical_padding, dilated_size, per_axis
+from ._pool import call_pool, pool_window, refuse_complex, require_pooled_shape, require_winners, window_sizes
+
+# --------------------------------------------------------------------------------------------- the rule
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _max(w: Window, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The maximum of every window, and its winner."""
+    return formulations.max_and_winners(x, w)
+
+
+def _max_fwd(w: Window, x: jax.Array) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
+    """Keep the winners."""
+    pooled, winners = formulations.max_and_winners(x, w)
+    return (pooled, winners), winners
+
+
+def _max_bwd(w: Window, winners: jax.Array, cotangents: tuple[jax.Array, Any]) -> tuple[jax.Array]:
+    """Upsample delta to the winners; the winners themselves, integers, send nothing back."""
+    delta, _ = cotangents
+    return (formulations.upsample_winners(delta, winners, w),)
+
+
+_max.defvjp(_max_fwd, _max_bwd)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _unpool(w: Window, values: jax.Array, winners: jax.Array) -> jax.Array:
+    """Each value at the place that won its window."""
+    return formulations.unpool_winners(values, winners, w)
+
+
+def _unpool_fwd(w: Window, values: jax.Array, winners: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Keep the winners."""
+    return formulations.unpool_winners(values, winners, w), winners
+
+
+def _unpool_bwd(w: Window, winners: jax.Array, delta: jax.Array) -> tuple[jax.Array, None]:
+    """Each window reads delta where it wrote, unless a later window wrote over it."""
+    window = jnp.arange(1, winners.size + 1, dtype=jnp.int32).reshape(winners.shape)
+    writer = formulations.unpool_winners(window, winners, w)
+    wrote = formulations.take_winners(writer, winners, w) == window
+    return jnp.where(wrote, formulations.take_winners(delta, winners, w), 0), None
+
+
+_unpool.defvjp(_unpool_fwd, _unpool_bwd)
+
+
+# ------------------------------------------------------------------------------------- the gradient maps
+
+
+def max_pool_grad(
+    delta: jax.Array,
+    winners: jax.Array,
+    input_shape: Sequence[int],
+    window_shape: Sequence[int],
+    strides: int | Sequence[int] | None = None,
+    padding: Any = "VALID",
+    *,
+    window_dilation: int | Sequence[int] | None = None,
+    ceil_mode: bool = False,
+) -> jax.Array:
+    """The gradient of max pooling's input: delta upsampled to the winners.
+
+    `dJ/da[i] = sum of delta[o]` over the windows o that i won, and 0 elsewhere.
+
+    Args:
+      delta: cotangent of the pooled output, (*batch, *output, C).
+      winners: what `max_pool_with_winners` returned, of delta's shape.
+      input_shape: shape of the pool's input, (*batch, *spatial, C).
+      window_shape, strides, padding, window_dilation, ceil_mode: as given to `max_pool`.
+
+    Returns:
+      An array of shape `input_shape` and delta's dtype.
+
+    Raises:
+      TypeError, ValueError: where `max_pool` would, and where delta or winners is not of the output's shape.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxbp
+      >>> y, winners = jaxbp.max_pool_with_winners(jnp.arange(16.).reshape(4, 4, 1), (2, 2), (2, 2))
+      >>> jaxbp.max_pool_grad(y, winners, (4, 4, 1), (2, 2), (2, 2))[..., 0]
+      Array([[ 0.,  0.,  0.,  0.],
+             [ 0.,  5.,  0.,  7.],
+             [ 0.,  0.,  0.,  0.],
+             [ 0., 13.,  0., 15.]], dtype=float32)
+
+    Source: Goodfellow, Bengio, Courville, "Deep Learning" (2016), section 9.3.
+    """
+    op = "max_pool_grad"
+    delta, winners = as_array(op, "delta", delta), as_array(op, "winners", winners)
+    w = pool_window(op, input_shape, window_shape, strides, padding, window_dilation, ceil_mode, name="input_shape")
+    for name, array in (("delta", delta), ("winners", winners)):
+        require_pooled_shape(op, name, array, input_shape, w)
+    require_winners(op, winners)
+    return formulations.upsample_winners(delta, winners, w)
+
+
+# ------------------------------------------------------------------------------------------- the public ops
+
+
+def max_pool(
+    inputs: jax.Array,
+    window_shape: Sequence[int],
+    strides: int | Sequence[int] | None = None,
+    padding: Any = "VALID",
+    *,
+    window_dilation: int | Sequence[int] | None = None,
+    ceil_mode: bool = False,
+) -> jax.Array:
+    """Max pooling: the largest number of every window; delta goes back to the position that won.
+
+    `y[o] = max_t a[s o + d t - p]`. Ties: the first maximum in row-major window order; NaN counts as the maximum.
+
+    Args:
+      inputs: (*batch, *spatial, C): channels last, with or without batch axes.
+      window_shape: n integers, one for each spatial axis, in cells.
+      strides: steps between windows, in cells: an integer or n of them; None: 1 (Flax; PyTorch's is the window).
+      padding: "SAME", "SAME_LOWER", "VALID", an integer, or n (low, high) pairs in cells; negative pads crop.
+      window_dilation: distance between the window's cells: an integer or n of them; None: 1.
+      ceil_mode: keep a last window that hangs over the end, if it starts on the input or its low padding.
+
+    Returns:
+      (*batch, *output, C), of the inputs' dtype; the lowest value where a window lies wholly in padding.
+
+    Raises:
+      TypeError: inputs is not an array, or is complex.
+      ValueError: too few axes, a stride or dilation below 1, padding that is not understood, or a window larger than
+        its padded input.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxbp
+      >>> jaxbp.max_pool(jnp.arange(16.).reshape(4, 4, 1), (2, 2), (2, 2))[..., 0]
+      Array([[ 5.,  7.],
+             [13., 15.]], dtype=float32)
+
+    Source: Goodfellow, Bengio, Courville, "Deep Learning" (2016), section 9.3.
+    """
+    inputs, w = _max_arguments("max_pool", inputs, window_shape, strides, padding, window_dilation, ceil_mode)
+    return call_pool(partial(_max, w), w, inputs)[0]
+
+
+def max_pool_with_winners(
+    inputs: jax.Array,
+    window_shape: Sequence[int],
+    strides: int | Sequence[int] | None = None,
+    padding: Any = "VALID",
+    *,
+    window_dilation: int | Sequence[int] | None = None,
+    ceil_mode: bool = False,
+) -> tuple[jax.Array, jax.Array]:
+    """Max pooling that also returns which position of each window won.
+
+    `winners[o] = argmax_t a[s o + d t - p]`, the tap t counted in row-major order inside the window.
+
+    Args:
+      inputs: (*batch, *spatial, C): channels last, with or without batch axes.
+      window_shape: n integers, one for each spatial axis, in cells.
+      strides: steps between windows, in cells: an integer or n of them; None: 1 (Flax; PyTorch's is the window).
+      padding: "SAME", "SAME_LOWER", "VALID", an integer, or n (low, high) pairs in cells; negative pads crop.
+      window_dilation: distance between the window's cells: an integer or n of them; None: 1.
+      ceil_mode: keep a last window that hangs over the end, if it starts on the input or its low padding.
+
+    Returns:
+      The pair (pooled, winners), both (*batch, *output, C): pooled as `max_pool` returns it, winners in the smallest
+      unsigned integer dtype that holds them; where a window lies wholly in padding the number of its cells.
+
+    Raises:
+      TypeError: inputs is not an array, or is complex.
+      ValueError: too few axes, a stride or dilation below 1, padding that is not understood, or a window larger than
+        its padded input.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxbp
+      >>> pooled, winners = jaxbp.max_pool_with_winners(jnp.array([[1.], [3.], [2.], [2.]]), (2,), (2,))
+      >>> winners[:, 0]
+      Array([1, 0], dtype=uint8)
+
+    Source: Goodfellow, Bengio, Courville, "Deep Learning" (2016), section 9.3.
+    """
+    op = "max_pool_with_winners"
+    inputs, w = _max_arguments(op, inputs, window_shape, strides, padding, window_dilation, ceil_mode)
+    return call_pool(partial(_max, w), w, inputs)
+
+
+def min_pool(
+    inputs: jax.Array,
+    window_shape: Sequence[int],
+    strides: int | Sequence[int] | None = None,
+    padding: Any = "VALID",
+    *,
+    window_dilation: int | Sequence[int] | None = None,
+    ceil_mode: bool = False,
+) -> jax.Array:
+    """Min pooling: the smallest number of every window; delta goes back to the position that won.
+
+    `y[o] = min_t a[s o + d t - p]`, the maximum in reversed order; ties and NaN as in `max_pool`.
+
+    Args:
+      inputs: (*batch, *spatial, C): channels last, with or without batch axes.
+      window_shape: n integers, one for each spatial axis, in cells.
+      strides: steps between windows, in cells: an integer or n of them; None: 1 (Flax; PyTorch's is the window).
+      padding: "SAME", "SAME_LOWER", "VALID", an integer, or n (low, high) pairs in cells; negative pads crop.
+      window_dilation: distance between the window's cells: an integer or n of them; None: 1.
+      ceil_mode: keep a last window that hangs over the end, if it starts on the input or its low padding.
+
+    Returns:
+      (*batch, *output, C), of the inputs' dtype; the highest value where a window lies wholly in padding.
+
+    Raises:
+      TypeError: inputs is not an array, or is complex.
+      ValueError: too few axes, a stride or dilation below 1, padding that is not understood, or a window larger than
+        its padded input.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxbp
+      >>> jaxbp.min_pool(jnp.arange(16.).reshape(4, 4, 1), (2, 2), (2, 2))[..., 0]
+      Array([[ 0.,  2.],
+             [ 8., 10.]], dtype=float32)
+
+    Source: Goodfellow, Bengio, Courville, "Deep Learning" (2016), section 9.3.
+    """
+    inputs, w = _max_arguments("min_pool", inputs, window_shape, strides, padding, window_dilation, ceil_mode)
+    return _reverse_order(call_pool(partial(_max, w), w, _reverse_order(inputs))[0])
+
+
+def max_unpool(
+    pooled: jax.Array,
+    winners: jax.Array,
+    window_shape: Sequence[int],
+    strides: int | Sequence[int] | None = None,
+    padding: Any = "VALID",
+    *,
+    input_shape: Sequence[int] | None = None,
+    window_dilation: int | Sequence[int] | None = None,
+    ceil_mode: bool = False,
+) -> jax.Array:
+    """Undo max pooling: write each value to the position that won its window, and 0 everywhere else.
+
+    `x[s o + d winners[o] - p] = y[o]`; where windows that overlap share a winner, the last one writes.
+
+    Args:
+      pooled: (*batch, *output, C).
+      winners: what `max_pool_with_winners` returned, of pooled's shape.
+      window_shape, strides, padding, window_dilation, ceil_mode: as given to `max_pool_with_winners`.
+      input_shape: shape of the pool's input, (*batch, *spatial, C); None: the smallest that pools to this output,
+        which needs explicit padding or "VALID".
+
+    Returns:
+      An array of shape `input_shape` and pooled's dtype.
+
+    Raises:
+      TypeError: an argument is not an array, or winners are not integers.
+      ValueError: as `max_pool_with_winners`; shapes that do not follow from each other; a padding word that needs
+        `input_shape`.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxbp
+      >>> pooled, winners = jaxbp.max_pool_with_winners(jnp.array([[1.], [3.], [2.], [2.]]), (2,), (2,))
+      >>> jaxbp.max_unpool(pooled, winners, (2,), (2,))[:, 0]
+      Array([0., 3., 2., 0.], dtype=float32)
+
+    Source: PyTorch's `MaxUnpool2d`; Zeiler and Fergus, "Visualizing and understanding convolutional networks" (2014).
+    """
+    op = "max_unpool"
+    pooled, winners = as_array(op, "pooled", pooled), as_array(op, "winners", winners)
+    require_winners(op, winners)
+    sizes = window_sizes(op, window_shape)
+    if input_shape is None:
+        input_shape = _smallest_input(op, pooled.shape, sizes, strides, padding, window_dilation)
+    w = pool_window(op, input_shape, sizes, strides, padding, window_dilation, ceil_mode, name="input_shape")
+    for name, array in (("pooled", pooled), ("winners", winners)):
+        require_pooled_shape(op, name, array, input_shape, w)
+    like = [(pooled, axis) for axis in range(pooled.ndim)]
+    return call_rule(partial(_unpool, w), pooled, winners, output_shape=tuple(input_shape), like=like)
+
+
+def _smallest_input(
+    op: str,
+    pooled_shape: tuple[int, ...],
+    sizes: tuple[int, ...],
+    strides: Any,
+    padding: Any,
+    window_dilation: Any,
+) -> tuple[int, ...]:
+    """The shape of the smallest input that pools to `pooled_shape`."""
+    rank = len(sizes)
+    steps = per_axis(op, "strides", strides, rank)
+    dilation = per_axis(op, "window_dilation", window_dilation, rank)
+    pads = canonical_padding(op, padding, rank)
+    if pads in ("SAME", "SAME_LOWER"):
+        raise ValueError(
+            f"{op}: padding={padding!r} leaves the size of the input open (pooled has shape {pooled_shape}); give "
+            "input_shape, or padding as (low, high) pairs"
+        )
+    if len(pooled_shape) < rank + 1:
+        raise ValueError(
+            f"{op}: pooled has shape {pooled_shape}, but window_shape={sizes} calls for at least {rank + 1} axes: "
+            "(*batch, *output, channels)"
+        )
+    pairs = ((0, 0),) * rank if isinstance(pads, str) else pads
+    first = len(pooled_shape) - rank - 1
+    spatial = [
+        (out - 1) * s + dilated_size(k, d) - low - high
+        for out, s, k, d, (low, high) in zip(pooled_shape[first:-1], steps, sizes, dilation, pairs, strict=True)
+    ]
+    return (*pooled_shape[:first], *spatial, pooled_shape[-1])
+
+
+def _max_arguments(
+    op: str, inputs: Any, window_shape: Any, strides: Any, padding: Any, window_dilation: Any, ceil_mode: bool
+) -> tuple[jax.Array, Window]:
+    """The checked arguments of a pool that compares."""
+    inputs = as_array(op, "inputs", inputs)
+    refuse_complex(op, inputs)
+    return inputs, pool_window(op, inputs.shape, window_shape, strides, padding, window_dilation, ceil_mode)
+
+
+def _reverse_order(x: jax.Array) -> jax.Array:
+    """A map that turns the order of all numbers around, and is its own inverse."""
+    return ~x if jnp.issubdtype(x.dtype, jnp.integer) or x.dtype == jnp.bool_ else -x

@@ -1,0 +1,20 @@
+"""`equinox` with jaxbp's convolutions and pools in `nn`: `from jaxbp import equinox as eqx`.
+
+Change `import equinox as eqx` to `from jaxbp import equinox as eqx`, and nothing else. Field names, shapes and
+files written by `eqx.tree_serialise_leaves` stay the same in both directions.
+"""
+
+from typing import Any
+
+import equinox
+
+from . import nn
+
+__all__ = ["nn"]
+
+
+def __getattr__(name: str) -> Any:
+    """Everything else is Equinox's own."""
+    if name.startswith("__"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(equinox, name)

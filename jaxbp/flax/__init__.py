@@ -1,0 +1,20 @@
+"""`flax` with jaxbp's convolutions and pools: `from jaxbp.flax import linen as nn`, or `nnx`.
+
+Change `from flax import linen as nn` (or `import flax.linen as nn`) to `from jaxbp.flax import linen as nn`,
+and nothing else. Classes, parameter names, shapes and checkpoints stay the same in both directions.
+"""
+
+from typing import Any
+
+import flax
+
+from . import linen, nnx
+
+__all__ = ["linen", "nnx"]
+
+
+def __getattr__(name: str) -> Any:
+    """Everything else is Flax's own."""
+    if name.startswith("__"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(flax, name)

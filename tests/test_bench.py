@@ -1,0 +1,365 @@
+"""The benchmark: valid cases, right arithmetic, a command line that does what it says. No speed is asserted."""
+
+import argparse
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxbp
+from jaxbp import __main__ as command_line
+from jaxbp import _bench, _conv
+from jaxbp._bench import _cases, _measure, _models, _plan, _programs, _result, _table
+from jaxbp._bench._suite import CASES, Case, operations, traffic
+
+ONE = "^average pool: global average pool 7x7/1 1x7x7x2048$"
+TWO = "^average pool: global"
+NAMES = [case.name for case in CASES]
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Leave out what measures the machine."""
+    monkeypatch.setattr(_bench, "machine_limits", lambda dtype: _measure.Limits(1e11, 1e10))
+    monkeypatch.setattr(_bench, "warm_up", lambda: None)
+    monkeypatch.setattr(_measure, "SHORTEST_SAMPLE", 0.0)
+
+
+def bench(*arguments: str) -> int:
+    """Run the command as a user does, with as little timing as it can do."""
+    return command_line.main(["bench", "--seconds", "0", *arguments])
+
+
+def times(*seconds: float) -> _measure.Times:
+    """Times of one program from its samples."""
+    return _measure.summarize(list(seconds))
+
+
+def result(name="a case", family="dense", manual=1.0, automatic=2.0, **rest) -> _result.Result:
+    """A result with the same time in every round."""
+    programs = {"manual": times(manual, manual), "automatic": times(automatic, automatic)}
+    return _result.Result(name, family, {_programs.WHOLE: programs}, **rest)
+
+
+# ------------------------------------------------------------------------------------------------ the suite
+
+
+def test_names_are_unique():
+    assert len(set(NAMES)) == len(NAMES)
+
+
+@pytest.mark.parametrize("case", CASES, ids=NAMES)
+def test_every_case_is_an_op_with_all_its_gradients_in_both_rules(case):
+    shapes = []
+    for module in (jaxbp, jaxbp.automatic):
+        function = _programs.function_of(case, module)
+        arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in case.shapes]
+        output = jax.eval_shape(function, *arrays)
+        gradients = jax.eval_shape(lambda delta, *a, f=function: jax.vjp(f, *a)[1](delta), output, *arrays)
+        assert tuple(gradient.shape for gradient in gradients) == case.shapes
+        shapes.append(output.shape)
+    assert shapes[0] == shapes[1]
+
+
+def test_the_suite_has_what_users_ask_for():
+    families = {case.family for case in CASES}
+    assert families >= {"dense", "1x1", "depthwise", "grouped", "dilated", "patch", "transposed", "1-D", "3-D"}
+    for kind in ("conv", "conv_transpose", "max_pool", "avg_pool"):
+        assert {len(case.shapes[0]) - 2 for case in CASES if case.op == kind} == {1, 2, 3}, kind
+    for family in ("dense", "depthwise", "grouped", "max pool", "average pool"):
+        assert {1, 64} <= {case.shapes[0][0] for case in CASES if case.family == family}, family
+
+
+def test_operations_and_traffic_are_counted_by_hand():
+    conv = Case("", "", "conv", ((1, 4, 4, 2), (3, 3, 2, 5)))
+    output = (1, 2, 2, 5)
+    assert operations(conv, output) == 3 * 2 * 20 * 18
+    assert traffic(conv, output, 4) == 2 * 4 * (32 + 90 + 20)
+    transposed = Case("", "", "conv_transpose", ((1, 4, 4, 3), (2, 2, 3, 5)))
+    back = Case("", "", "conv", ((1, 8, 8, 5), (2, 2, 5, 3)))
+    assert operations(transposed, (1, 8, 8, 5)) == operations(back, (1, 4, 4, 3)) == 3 * 2 * 48 * 20
+
+
+# ----------------------------------------------------------------------------------------------- measuring
+
+
+def test_programs_take_turns_and_drift_cancels(monkeypatch):
+    order = []
+    programs = {name: lambda name=name: order.append(name) for name in "ABC"}
+    clock = iter(range(1000))
+    speeds = {"A": 1.0, "B": 2.0, "C": 4.0}
+
+    def drifting(call, calls):
+        call()
+        return speeds[order[-1]] * (1 + 0.01 * next(clock))
+
+    monkeypatch.setattr(_measure, "sample", drifting)
+    measured = _measure.interleave(programs, seconds=0)
+    assert order[6:12] == list("ABCCBA") and len(order) == 6 + 6 * _measure.FEWEST_ROUNDS
+    assert _measure.ratio(measured["B"], measured["A"]) == pytest.approx(2)
+    assert _measure.ratio(measured["A"], measured["C"]) == pytest.approx(0.25)
+
+
+def test_ratios_are_medians_of_rounds_and_ratios_of_the_fastest():
+    slow, fast = times(4, 6, 3, 3, 100, 100), times(1, 3, 3, 3, 10, 10)
+    assert slow == _measure.Times(3, 5, (5, 3, 100))
+    assert _measure.ratio(slow, fast) == 2.5
+    assert _measure.best_ratio(slow, fast) == 3
+    assert _measure.geometric_mean([2, 8]) == pytest.approx(4)
+
+
+def test_the_machine_has_limits(monkeypatch):
+    def two_seconds(call, calls):
+        call()
+        return 2.0
+
+    monkeypatch.setattr(_measure, "sample", two_seconds)
+    limits = _measure.machine_limits(jnp.float32)
+    assert limits == _measure.Limits(2 * 1536**3 / 2.0, 2 * 4 * 2**26 / 2.0)
+
+
+def test_warming_up_compiles_both_rules(monkeypatch):
+    compiled = []
+    monkeypatch.setattr(_cases, "compile_case", lambda f, arrays, delta, parts: compiled.append(delta.shape) or {})
+    _cases.warm_up()
+    assert compiled == [(2, 4, 4, 2), (2, 4, 4, 2), (2, 3, 3, 2), (2, 3, 3, 2)]
+
+
+def test_residuals_are_what_is_kept_besides_the_arguments():
+    x = jnp.ones((1, 8, 8, 3))
+
+    def pool(inputs):
+        return jaxbp.max_pool(inputs, (2, 2), (2, 2))
+
+    assert _programs.residual_bytes(pool, [x]) == 4 * 4 * 3
+    assert _programs.residual_bytes(lambda x, k: jaxbp.conv(x, k), [x, jnp.ones((3, 3, 3, 2))]) == 0
+    assert _programs.residual_bytes(lambda x: jnp.sin(x), [x]) == x.nbytes
+    assert _programs.residual_bytes(lambda x: 2 * x, [x]) == 0
+
+
+def test_errors_are_in_eps_of_the_largest_entry():
+    eps = float(jnp.finfo(jnp.float32).eps)
+    found = [jnp.array([4.0, 1.0 + 8 * eps]), jnp.array([0.5])]
+    program = _programs.Program(lambda: (None, found), None, 0.0)
+    assert _programs.largest_error(program, [np.array([4.0, 1.0]), np.array([0.5])], jnp.float32) == 2
+
+
+def test_float64_gradients_have_float64_digits():
+    x, kernel, delta = (
+        jnp.asarray(np.random.default_rng(0).standard_normal(s, np.float32)) for s in ((5,), (5,), (5,))
+    )
+    first, second = _programs.gradients_in_float64(lambda x, k: x * k, [x, kernel], delta)
+    np.testing.assert_array_equal(first, np.asarray(kernel, np.float64) * np.asarray(delta, np.float64))
+    np.testing.assert_array_equal(second, np.asarray(x, np.float64) * np.asarray(delta, np.float64))
+
+
+# ---------------------------------------------------------------------------------------------- the report
+
+
+def test_means_are_geometric_and_name_who_breaks_a_rule():
+    mib = 2**20
+    results = [
+        result("fast", manual=1, automatic=8, errors=_result.Pair(9.0, 2.0)),
+        result("slow", manual=2, automatic=1, temporary_bytes=_result.Pair(41 * mib, 8 * mib)),
+        result("pool", "max pool", 1, 3, pools=True, compile_seconds=_result.Pair(2.1, 1.0)),
+        result(
+            "fine", "max pool", 1, 3, pools=True, errors=_result.Pair(6.5, 2.0), compile_seconds=_result.Pair(0.6, 0.2)
+        ),
+    ]
+    text = _table.means(results, torch=False)
+    rows = {line.rsplit(maxsplit=3)[0]: line.split()[-3:] for line in text.splitlines()[1:6]}
+    assert rows["dense"] == rows["convolutions"] == ["2", "2.00", "0.50"]
+    assert rows["max pool"] == rows["pools"] == ["2", "3.00", "3.00"]
+    assert rows["all"] == ["4", "2.45", "0.50"]
+    assert text.splitlines()[6:] == [
+        "slower than automatic (below 0.95):",
+        "  slow",
+        "temporary memory above 1.25 x automatic's and 32 MiB more:",
+        "  slow",
+        "compile time above 2 x automatic's and 0.5 s more:",
+        "  pool",
+        "error above 4 x automatic's and 4 eps more:",
+        "  fast",
+    ]
+
+
+def test_numbers_have_three_digits_and_missing_ones_a_dash():
+    table = _table.Table(["a case"], torch=True, layers=True, errors=True)
+    measured = result(manual=1.2345e-3, automatic=0.12345, limit_seconds=0.61725e-3)
+    measured = measured._replace(temporary_bytes=_result.Pair(3 * 2**19, None), notes=("a note",))
+    first, note = table.lines(measured).splitlines()
+    assert first.split() == ["a", "case", "1.23", "123", "100", "100", "-", "-", "50.0", "-/-", "1.50/-", "-/-", "-/-"]
+    assert note == "  a note"
+    assert len(table.heading().splitlines()) == 2
+
+
+# -------------------------------------------------------------------------------------------- command line
+
+
+def test_a_case_with_json_and_plot(quick, capsys, tmp_path):
+    pytest.importorskip("matplotlib")
+    record, picture = tmp_path / "bench.json", tmp_path / "bench.png"
+    assert bench("--filter", TWO, "--parts", "--errors", "--json", str(record), "--plot", str(picture)) == 0
+    out, err = capsys.readouterr()
+    lines = out.splitlines()
+    assert f"jax {jax.__version__}" in lines[0] and "float32" in lines[0] and "cores" in lines[0]
+    assert lines[1].startswith("load:") and lines[2].startswith("limits:")
+    assert any(line.startswith("  input gradient") for line in lines) and err == ""
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    entries = json.loads(record.read_text())
+    assert entries["limits"] == {"operations": 1e11, "traffic": 1e10}
+    assert [entry["name"] for entry in entries["cases"]] == [name for name in NAMES if "global" in name]
+    for entry in entries["cases"]:
+        assert set(entry["parts"]) == {"forward + gradients", "forward", "input gradient"}
+        for part in entry["parts"].values():
+            assert part["manual"]["best_seconds"] > 0 and part["automatic_over_manual"]["median"] > 0
+            assert part["automatic_over_manual"]["rounds"] == _measure.FEWEST_ROUNDS
+        assert 0 <= entry["errors_in_eps"]["manual"] < 16
+        assert entry["residual_bytes"]["manual"] == 0 and entry["temporary_bytes"]["automatic"] >= 0
+
+
+def test_low_precision(quick, capsys):
+    assert bench("--filter", ONE, "--dtype", "bfloat16") == 0
+    assert "| bfloat16 |" in capsys.readouterr().out
+
+
+def test_what_does_not_run_is_a_note(quick, capsys, monkeypatch):
+    def refuse(*args, **keywords):
+        raise NotImplementedError("no such thing\nand more")
+
+    forward = jaxbp.automatic.avg_pool
+    monkeypatch.setattr(jaxbp, "avg_pool", refuse)
+    assert bench("--filter", ONE) == 1
+    assert "manual does not run: NotImplementedError: no such thing\n" in capsys.readouterr().out
+    monkeypatch.setattr(jaxbp, "avg_pool", forward)
+    pull_back = jax.custom_vjp(lambda x: forward(x, (7, 7)))
+    pull_back.defvjp(lambda x: (forward(x, (7, 7)), None), refuse)
+    monkeypatch.setattr(jaxbp.automatic, "avg_pool", lambda x, *args, **keywords: pull_back(x))
+    assert bench("--filter", ONE) == 0
+    assert "automatic does not run: NotImplementedError: no such thing\n" in capsys.readouterr().out
+
+
+def test_plan_names_a_form_and_a_reason_for_every_map(capsys):
+    assert bench("--plan") == 0
+    lines = capsys.readouterr().out.splitlines()
+    maps = sum(2 if case.pools else 3 for case in CASES)
+    assert len(lines) == 1 + len(CASES) + maps
+    assert all(len(line[2:].split("  ")) >= 3 for line in lines if line.startswith("  "))
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if not c.pools], ids=[c.name for c in CASES if not c.pools])
+def test_the_plan_speaks_of_the_geometry_that_the_op_uses(case, monkeypatch):
+    used = []
+    forward = _conv.formulations.conv_forward
+    monkeypatch.setattr(_conv.formulations, "conv_forward", lambda x, k, g: (used.append(g), forward(x, k, g))[1])
+    arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in case.shapes]
+    jax.eval_shape(_programs.function_of(case, jaxbp), *arrays)
+    assert used == [_plan.geometry(case)]
+
+
+def test_interrupted_it_prints_what_it_has(quick, capsys, monkeypatch, tmp_path):
+    measured = iter([result("the first")])
+
+    def measure(case, **options):
+        try:
+            return next(measured)
+        except StopIteration:
+            raise KeyboardInterrupt from None
+
+    monkeypatch.setattr(_bench, "measure_case", measure)
+    assert bench("--filter", TWO, "--json", str(tmp_path / "some.json")) == 130
+    out, err = capsys.readouterr()
+    assert "the first" in out and "geometric means" in out
+    assert err == "interrupted after 1 of 2\n"
+    assert len(json.loads((tmp_path / "some.json").read_text())["cases"]) == 1
+
+
+def test_interrupted_before_the_first_case(quick, capsys, monkeypatch):
+    def interrupt():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_bench, "warm_up", interrupt)
+    assert bench("--filter", ONE) == 130
+    assert capsys.readouterr().err == "jaxbp bench: interrupted\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--filter", "no such layer"], "--filter 'no such layer' finds none of .* cases; families are dense, "),
+        (["--models", "--filter", "no such"], "--filter 'no such' finds none of 4 models lenet "),
+        (["--filter", "("], r"--filter '\(' is not a regular expression: "),
+        (["--dtype", "float12"], "--dtype 'float12' is not known; use one of float32, bfloat16, float16"),
+        (["--seconds", "-1"], "--seconds -1.0 must be a number of seconds, 0 or more"),
+        (["--seconds", "nan"], "--seconds nan must be a number of seconds, 0 or more"),
+        (["--json", "no/such/folder/a.json"], "--json no/such/folder/a.json: there is no folder /"),
+        (["--plan", "--models"], "--plan is about single layers; leave out --models"),
+    ],
+)
+def test_a_wrong_command_line_is_one_clear_line(arguments, message, capsys):
+    assert bench(*arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1
+    assert re.match(f"jaxbp bench: {message}", err), err
+
+
+def test_what_is_not_installed_is_named(monkeypatch, capsys):
+    monkeypatch.setattr(_bench.importlib.util, "find_spec", lambda name: None)
+    assert bench("--torch") == 2
+    assert capsys.readouterr().err == "jaxbp bench: --torch needs torch, which is not installed: pip install torch\n"
+
+
+def test_nothing_heavy_is_imported_before_it_is_asked_for():
+    code = "import sys, jaxbp._bench as b; sys.exit('torch' in sys.modules or 'matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], env=os.environ, check=False).returncode == 0
+
+
+def test_help_explains_the_columns(capsys):
+    parser = argparse.ArgumentParser()
+    _bench.add_arguments(parser)
+    text = parser.format_help()
+    for word in ("auto/man", "PyT/man", "% of limit", "MiB temporary", "MiB kept", "error in eps"):
+        assert word in text
+
+
+# --------------------------------------------------------------------------------------------------- models
+
+
+def small(model: _models.Model) -> _models.Model:
+    """The same network on two images."""
+    return model._replace(images=(2, *model.images[1:]))
+
+
+@pytest.mark.parametrize("model", _models.MODELS, ids=lambda model: model.name)
+def test_a_step_keeps_the_parameters_shapes(model):
+    parameters = jax.eval_shape(lambda: _models.initial_parameters(model, jaxbp, jnp.float32))
+    images, labels = jax.eval_shape(lambda: _models.training_data(model, jnp.float32))
+    for ops in (jaxbp, jaxbp.automatic):
+        updated, loss = jax.eval_shape(_models.jax_step(model, ops), parameters, images, labels)
+        assert updated == parameters and loss.shape == ()
+
+
+@pytest.mark.parametrize("model", _models.MODELS[:1], ids=lambda model: model.name)
+def test_the_rules_train_alike(model):
+    model = small(model)
+    data = _models.training_data(model, jnp.float32)
+    parameters = _models.initial_parameters(model, jaxbp, jnp.float32)
+    manual, automatic = (jax.jit(_models.jax_step(model, ops))(parameters, *data) for ops in (jaxbp, jaxbp.automatic))
+    for ours, theirs in zip(jax.tree.leaves(manual), jax.tree.leaves(automatic), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+    assert not np.array_equal(manual[0][0], parameters[0])
+
+
+def test_training_steps_on_the_command_line(quick, capsys, monkeypatch):
+    monkeypatch.setattr(_bench, "MODELS", tuple(map(small, _models.MODELS)))
+    assert bench("--models", "--filter", "^training step: lenet") == 0
+    out = capsys.readouterr().out
+    assert "\nlenet 28x28 batch 64 " in out and "% of" not in out
+    assert math.isfinite(float(out.splitlines()[4].split()[-5]))

@@ -1,0 +1,279 @@
+"""The examples, run as a user runs them: as programs, by their output, their files and their exit status."""
+
+import gzip
+import os
+import re
+import signal
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples"
+ENVIRONMENT = {
+    **os.environ,
+    "PYTHONPATH": os.pathsep.join([str(ROOT), str(EXAMPLES), os.environ.get("PYTHONPATH", "")]),
+    "COLUMNS": "100",
+}
+IDX_FILES = (
+    "train-images-idx3-ubyte.gz",
+    "train-labels-idx1-ubyte.gz",
+    "t10k-images-idx3-ubyte.gz",
+    "t10k-labels-idx1-ubyte.gz",
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shared_compilation_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Programs that several of the runs compile are compiled once."""
+    ENVIRONMENT["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path_factory.mktemp("compiled"))
+    ENVIRONMENT["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    ENVIRONMENT["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+
+
+def run_python(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run Python in `folder` and wait for it."""
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=300
+    )
+
+
+def idx_bytes(array: np.ndarray, magic: int | None = None) -> bytes:
+    """An array of bytes as the contents of an idx file."""
+    header = struct.pack(f">{1 + array.ndim}I", magic or 0x0800 + array.ndim, *array.shape)
+    return header + array.astype(np.uint8).tobytes()
+
+
+@pytest.fixture
+def idx_folder(tmp_path: Path) -> Path:
+    """A folder of 480 training and 120 test digits in MNIST's four files."""
+    images, labels = load_digits(return_X_y=True)
+    images = (images * 255 / 16).reshape(-1, 8, 8)
+    folder = tmp_path / "mnist"
+    folder.mkdir()
+    parts = images[:480], labels[:480], images[480:600], labels[480:600]
+    for name, part in zip(IDX_FILES, parts, strict=True):
+        (folder / name).write_bytes(gzip.compress(idx_bytes(part)))
+    return folder
+
+
+@pytest.fixture
+def train_digits(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """The training program as a function of its arguments, for runs that end before any training."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    import train_digits
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["train_digits.py", *map(str, arguments)])
+        status = train_digits.main()
+        return status, *capsys.readouterr()
+
+    return run
+
+
+def test_article_agrees_on_every_value(tmp_path: Path) -> None:
+    result = run_python(tmp_path, str(EXAMPLES / "article.py"))
+    assert result.returncode == 0, result.stderr
+    assert "19 of 19 examples agree" in result.stdout
+    assert "d11 w22 + d12 w21 + d21 w12 + d22 w11" in result.stdout
+    assert "DISAGREES" not in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("mistake", "wrong"),
+    [
+        ("jaxbp.rot180 = lambda kernel: kernel", "the same as delta (full) rot180(w)"),
+        ("old = jaxbp.conv_kernel_grad; jaxbp.conv_kernel_grad = lambda *a, **k: 2 * old(*a, **k)", "dw12"),
+        (
+            "old = jaxbp.upsample; jaxbp.upsample = lambda *a, **k: 1.0000002 * old(*a, **k)",
+            "upsample 1 2 3 4",
+        ),
+    ],
+)
+def test_article_finds_a_mistake(tmp_path: Path, mistake: str, wrong: str) -> None:
+    result = run_python(tmp_path, "-c", f"import sys, jaxbp, article; {mistake}; sys.exit(article.main())")
+    assert result.returncode == 1, result.stderr
+    assert re.search(rf"^{re.escape(wrong)}.*DISAGREES$", result.stdout, re.MULTILINE)
+
+
+def test_by_hand_agrees_with_jax_grad(tmp_path: Path) -> None:
+    result = run_python(tmp_path, str(EXAMPLES / "by_hand.py"))
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "every gradient agrees to 16 eps" in result.stdout
+    names = re.findall(r"^(\w+\.\w+|images) +\(.*\) +\S+e\S+ +[\d.]+ +[\d.]+$", result.stdout, re.MULTILINE)
+    layers = ("conv1", "conv2", "dense")
+    assert names == [f"{layer}.{part}" for layer in layers for part in ("bias", "kernel")] + ["images"]
+
+
+@pytest.mark.parametrize("gradient_map", ["conv_kernel_grad", "max_pool_grad"])
+def test_by_hand_finds_a_mistake(tmp_path: Path, gradient_map: str) -> None:
+    mistake = f"old = jaxbp.{gradient_map}; jaxbp.{gradient_map} = lambda *a, **k: 1.001 * old(*a, **k)"
+    result = run_python(tmp_path, "-c", f"import sys, jaxbp, by_hand; {mistake}; sys.exit(by_hand.main())")
+    assert result.returncode == 1, result.stderr
+    assert "SOME DIFFER by more than 16 eps" in result.stdout
+
+
+def test_train_digits_learns_and_compares_both_rules(tmp_path: Path) -> None:
+    result = run_python(tmp_path, str(EXAMPLES / "train_digits.py"), "--epochs", "12", "--seed", "1")
+    assert result.returncode == 0, result.stderr
+    by_hand, automatic = re.search(r"test accuracy +([\d.]+) % +([\d.]+) %", result.stdout).groups()
+    assert float(by_hand) >= 97 and float(automatic) >= 97
+    assert re.search(r"seconds per epoch +\d+\.\d+ +\d+\.\d+", result.stdout)
+    differences = [float(eps) for eps in re.findall(r"([\d.]+) eps$", result.stdout, re.MULTILINE)]
+    assert len(differences) == 7 and max(differences) < 64
+    assert re.search(r"epoch 12/12 .*loss [\d.]+, accuracy +[\d.]+ %, [\d,]+ images/s", result.stderr)
+    assert (tmp_path / "digits.png").read_bytes().startswith(b"\x89PNG")
+    assert [path.name for path in tmp_path.iterdir()] == ["digits.png"]
+
+
+def test_train_digits_is_seeded(tmp_path: Path) -> None:
+    runs = "for seed in '5', '5', '6': sys.argv[1:] = '--epochs', '1', '--seed', seed; train_digits.main()"
+    result = run_python(tmp_path, "-c", f"import sys, train_digits\n{runs}")
+    first, same, other = re.findall(r"last epoch's loss.*", result.stdout)
+    assert first == same != other
+
+
+def test_train_digits_reads_idx_files(tmp_path: Path, idx_folder: Path) -> None:
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    result = run_python(
+        tmp_path, str(EXAMPLES / "train_digits.py"),
+        "--data", str(idx_folder), "--epochs", "8", "--out", str(pictures),
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert "mnist: 480 images to learn from, 120 to test" in result.stdout
+    assert float(re.search(r"test accuracy +([\d.]+) %", result.stdout).group(1)) >= 80
+    assert (pictures / "digits.png").is_file()
+
+
+def cut(content: bytes) -> bytes:
+    """All but the last bytes of a compressed file."""
+    return content[:-20]
+
+
+def shorter(content: bytes) -> bytes:
+    """A whole compressed file of an idx file that lacks its last value."""
+    return gzip.compress(gzip.decompress(content)[:-1])
+
+
+DIGIT = np.zeros((1, 8, 8))
+WRONG_FILES = [
+    (0, lambda _: None, "missing train-images-idx3-ubyte.gz"),
+    (0, cut, "truncated or damaged gzip file"),
+    (3, shorter, "the header promises 120 bytes, the file holds 119"),
+    (2, lambda _: b"\x89PNG\r\n", "Not a gzipped file"),
+    (2, lambda _: b"", "0 bytes, too short for the 16-byte idx header"),
+    (0, lambda _: gzip.compress(idx_bytes(DIGIT, 0x0D03)), "magic number 0x00000d03, expected 0x00000803"),
+    (1, lambda _: gzip.compress(idx_bytes(DIGIT)), "magic number 0x00000803, expected 0x00000801"),
+    (1, lambda _: gzip.compress(idx_bytes(np.zeros(479))), "holds 480 images but .* holds 479 labels"),
+    (3, lambda _: gzip.compress(idx_bytes(np.arange(120))), "label 119 at position 119, expected 0 to 9"),
+    (2, lambda _: gzip.compress(idx_bytes(np.zeros((120, 7, 9)))), r"\(8, 8\), the test images \(7, 9\)"),
+]
+
+
+@pytest.mark.parametrize(("file", "spoil", "message"), WRONG_FILES)
+def test_train_digits_refuses_wrong_files(
+    train_digits, tmp_path: Path, idx_folder: Path, file: int, spoil, message: str
+) -> None:
+    path = idx_folder / IDX_FILES[file]
+    content = spoil(path.read_bytes())
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    before = sorted(tmp_path.rglob("*"))
+    status, out, err = train_digits("--data", idx_folder, "--out", tmp_path)
+    assert status == 2 and out == ""
+    assert re.fullmatch(rf"train_digits: .*{message}.*\n", err)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_train_digits_refuses_images_too_small_to_pool(train_digits, tmp_path: Path, idx_folder: Path) -> None:
+    for file, count in ((0, 480), (2, 120)):
+        (idx_folder / IDX_FILES[file]).write_bytes(gzip.compress(idx_bytes(np.zeros((count, 3, 8)))))
+    status, _, err = train_digits("--data", idx_folder, "--out", tmp_path)
+    assert status == 2
+    assert "the images are (3, 8), the two pools need 4x4 or larger" in err
+
+
+def test_train_digits_refuses_empty_files(train_digits, tmp_path: Path, idx_folder: Path) -> None:
+    (idx_folder / IDX_FILES[2]).write_bytes(gzip.compress(idx_bytes(np.zeros((0, 8, 8)))))
+    (idx_folder / IDX_FILES[3]).write_bytes(gzip.compress(idx_bytes(np.zeros(0))))
+    status, _, err = train_digits("--data", idx_folder, "--out", tmp_path)
+    assert status == 2
+    assert "t10k-labels-idx1-ubyte.gz: holds no labels" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "nowhere"], "nowhere: no such folder"),
+        (["--epochs", "0"], "--epochs 0: expected 1 or more"),
+        (["--seed", "-1"], "--seed -1: expected 0 to 4294967295"),
+        (["--out", "nowhere/digits.png"], "--out nowhere/digits.png: there is no folder nowhere"),
+        (["--out", "digits.doc"], "--out digits.doc: neither an existing folder nor a picture"),
+        pytest.param(
+            ["--out", "/proc/digits.png"],
+            "--out /proc/digits.png: cannot write in /proc",
+            marks=pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder nobody can write"),
+        ),
+    ],
+)
+def test_train_digits_refuses_wrong_arguments(
+    train_digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    status, out, err = train_digits(*arguments)
+    assert status == 2 and out == ""
+    assert err.startswith(f"train_digits: {message}") and err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_train_digits_exits_with_2(tmp_path: Path) -> None:
+    result = run_python(tmp_path, str(EXAMPLES / "train_digits.py"), "--data", "nowhere")
+    assert result.returncode == 2
+    assert result.stderr == "train_digits: nowhere: no such folder\n"
+    assert result.stdout == "" and list(tmp_path.iterdir()) == []
+
+
+def start_training(folder: Path) -> subprocess.Popen[str]:
+    """A training that would take far longer than any test waits."""
+    return subprocess.Popen(
+        [sys.executable, str(EXAMPLES / "train_digits.py"), "--epochs", "10000"],
+        cwd=folder, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+@pytest.mark.skipif(os.name == "nt", reason="sends SIGINT")
+def test_ctrl_c_reports_what_was_learnt_so_far(tmp_path: Path) -> None:
+    process = start_training(tmp_path)
+    progress = ""
+    while "images/s" not in progress:
+        character = process.stderr.read(1)
+        assert character, "the program ended by itself"
+        progress += character
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert re.search(r"^stopped after step [\d,]+ of 440,000: the results so far$", out, re.MULTILINE)
+    assert re.search(r"test accuracy +[\d.]+ % +[\d.]+ %", out)
+    assert "Traceback" not in err
+    assert [path.name for path in tmp_path.iterdir()] == ["digits.png"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="sends SIGINT")
+def test_ctrl_c_before_the_first_step_writes_nothing(tmp_path: Path) -> None:
+    process = start_training(tmp_path)
+    while "device" not in process.stdout.readline():
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "train_digits: stopped, nothing written" in err and "Traceback" not in err
+    assert list(tmp_path.iterdir()) == []

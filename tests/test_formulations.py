@@ -1,0 +1,271 @@
+"""Every form of every sum, called by itself on random geometries that it is made for: equal to the loops, bit for bit.
+
+The textbook forms are among them: they are the definition, and equal the loops as well.
+"""
+
+import ast
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import pytest
+import test_pool
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from test_random import convolutions, lower_cased
+
+import loops
+from cases import CONVS, POOLS, Conv, assert_exact, integers, lax_is_right
+from jaxbp import _formulations
+from jaxbp._formulations import _axes, _choice, _multiply_add, _phases, _product, _taps, _textbook, _windows
+from jaxbp._geometry import ConvGeometry, conv_window
+
+# ------------------------------------------------------------------ geometries that a form is made for
+
+
+def anything(case: Conv) -> Conv:
+    return case
+
+
+def without_zeros(case: Conv) -> Conv:
+    """At least one spatial axis, and no zeros between the input's cells."""
+    assume(len(case.kernel) > 2)
+    return case._replace(arguments=case.arguments | dict(input_dilation=1))
+
+
+def one_group(case: Conv) -> Conv:
+    """A single group, and no zeros."""
+    kernel = (*case.kernel[:-2], case.x[-1], case.kernel[-1])
+    return without_zeros(case)._replace(
+        kernel=kernel, arguments=case.arguments | dict(input_dilation=1, feature_group_count=1)
+    )
+
+
+def apart(case: Conv) -> Conv:
+    """Windows that do not overlap: blocks, or single cells."""
+    case = one_group(case)
+    rank = len(case.kernel) - 2
+    if sum(case.x) % 2:
+        return case._replace(kernel=(*(1,) * rank, *case.kernel[-2:]))
+    return case._replace(arguments=case.arguments | dict(strides=case.kernel[:rank], kernel_dilation=1))
+
+
+def without_wide_steps(case: Conv) -> Conv:
+    """No strides where there are zeros between the input's cells."""
+    rank = len(case.kernel) - 2
+    pairs = zip(
+        loops.per_axis(case.arguments["strides"], rank),
+        loops.per_axis(case.arguments["input_dilation"], rank),
+        strict=True,
+    )
+    return case._replace(arguments=case.arguments | dict(strides=tuple(s if d == 1 else 1 for s, d in pairs)))
+
+
+def more_axes(case: Conv) -> Conv:
+    """One group and a first axis to fold."""
+    assume(len(case.kernel) >= 4)
+    return one_group(case)
+
+
+def one_axis(case: Conv) -> Conv:
+    assume(len(case.kernel) == 3)
+    return case
+
+
+class Form(NamedTuple):
+    """A form, the map that it evaluates, the geometries it takes, and how it is called on (a, b, g)."""
+
+    function: Callable
+    map: str
+    fit: Callable[[Conv], Conv]
+    call: Callable | None = None
+
+
+FORMS = [
+    Form(_textbook.forward, "forward", anything),
+    Form(_textbook.input_grad, "input", anything),
+    Form(_textbook.kernel_grad, "kernel", anything),
+    Form(_product.forward, "forward", apart),
+    Form(_product.transposed, "input", apart),
+    Form(_product.kernel_grad, "kernel", apart),
+    Form(_multiply_add.forward, "forward", without_zeros),
+    Form(_multiply_add.kernel_grad, "kernel", without_zeros),
+    Form(_taps.project_then_add, "forward", one_group),
+    Form(_taps.kernel_grad, "kernel", one_group),
+    Form(_taps.grouped_kernel_grad, "kernel", without_zeros, lambda x, d, g: _taps.grouped_kernel_grad(x, d, g, 1)),
+    Form(
+        _taps.grouped_kernel_grad,
+        "kernel",
+        without_zeros,
+        lambda x, d, g: _taps.grouped_kernel_grad(x, d, g, g.feature_group_count),
+    ),
+    Form(
+        _phases.forward,
+        "forward",
+        without_wide_steps,
+        lambda x, k, g: _phases.forward(x, k, g, _textbook.forward),
+    ),
+    Form(_axes.fold_forward, "forward", more_axes, lambda x, k, g: _axes.fold_forward(x, k, g, _textbook.forward)),
+    Form(
+        _axes.fold_kernel_grad,
+        "kernel",
+        more_axes,
+        lambda x, d, g: _axes.fold_kernel_grad(x, d, g, _textbook.kernel_grad),
+    ),
+    Form(
+        _axes.lift_kernel_grad,
+        "kernel",
+        one_axis,
+        lambda x, d, g: _axes.lift_kernel_grad(x, d, g, _textbook.kernel_grad),
+    ),
+    Form(_choice._group_by_group, "forward", anything),
+    Form(_choice.forward, "forward", anything),
+    Form(_choice.input_grad, "input", anything),
+    Form(_choice.kernel_grad, "kernel", anything),
+]
+
+
+def name_of(form: Form) -> str:
+    return f"{form.function.__module__.rsplit('.', 1)[-1]}.{form.function.__name__}"
+
+
+def check(form: Form, case: Conv) -> None:
+    """The form's result equals that of the loops."""
+    arguments = lower_cased(dict(padding="SAME", strides=1, input_dilation=1, kernel_dilation=1) | case.arguments)
+    x, kernel = integers(1, case.x), integers(2, case.kernel)
+    window = conv_window(
+        "test", x.shape, kernel.shape, arguments["strides"], arguments["padding"], arguments["input_dilation"],
+        arguments["kernel_dilation"], arguments.get("feature_group_count", 1),
+    )  # fmt: skip
+    g = ConvGeometry(window, arguments.get("feature_group_count", 1))
+    z = loops.conv(x, kernel, **arguments)
+    delta = integers(3, z.shape)
+    dx, dkernel, _ = loops.conv(x, kernel, delta=delta, **arguments)
+    operands, expected = {
+        "forward": ((x, kernel), z),
+        "input": ((delta, kernel), dx),
+        "kernel": ((x, delta), dkernel),
+    }[form.map]
+    call = form.call or form.function
+    assert_exact(jax.jit(lambda a, b: call(a, b, g))(*operands), expected)
+
+
+def fits(case: Conv) -> bool:
+    """Whether a window fits, and XLA has no known error there (the forms are built on its convolutions)."""
+    arguments = lower_cased(case.arguments)
+    try:
+        conv_window(
+            "test", case.x, case.kernel, arguments["strides"], arguments["padding"], arguments["input_dilation"],
+            arguments["kernel_dilation"], arguments["feature_group_count"],
+        )  # fmt: skip
+    except ValueError:
+        return False
+    return lax_is_right(case.x, case.kernel, arguments)
+
+
+@pytest.mark.parametrize("form", FORMS, ids=name_of)
+@settings(max_examples=max(8, settings.default.max_examples // 3))
+@given(case=convolutions())
+def test_form_equals_loops(form, case):
+    case = form.fit(case)
+    assume(fits(case))
+    check(form, case)
+
+
+@pytest.mark.parametrize("name", ["windows wholly in padding", "many channels, windows wholly in padding"])
+@pytest.mark.parametrize("form", FORMS[:3], ids=name_of)
+def test_textbook_where_the_compiler_would_read_outside(form, name):
+    """Cropping and padding at once is cropped first: see `lax_is_right`."""
+    check(form, CONVS[name])
+
+
+def test_every_form_is_tested():
+    """The public functions of all modules that hold forms."""
+    helpers = {
+        "_choice": {"forward_form", "input_grad_form", "kernel_grad_form"},
+        "_textbook": {"rot180", "exchange_channels"},
+        "_multiply_add": {"in_parts"},
+    }
+    tested = {name_of(form) for form in FORMS}
+    for module in pkgutil.iter_modules(_formulations.__path__):
+        if module.name == "_windows":
+            continue
+        namespace = vars(importlib.import_module(f"jaxbp._formulations.{module.name}"))
+        for name, value in namespace.items():
+            own = inspect.isfunction(value) and value.__module__.endswith(module.name)
+            if own and not name.startswith("_") and name not in helpers.get(module.name, ()):
+                assert f"{module.name}.{name}" in tested
+
+
+def strings(node, kind):
+    """The names in `return "name", reason` (also under a condition), or in `case "name":`."""
+    if kind == "returned":
+        values = [n.value for n in ast.walk(node) if isinstance(n, ast.Return) and isinstance(n.value, ast.Tuple)]
+        return {v.elts[0].value for v in values if isinstance(v.elts[0], ast.Constant)}
+    return {
+        n.pattern.value.value for n in ast.walk(node) if isinstance(n, ast.match_case) and hasattr(n.pattern, "value")
+    }
+
+
+@pytest.mark.parametrize(("choice", "evaluation"), [("forward_form", "forward"), ("kernel_grad_form", "kernel_grad")])
+def test_every_name_that_is_chosen_is_evaluated(choice, evaluation):
+    """A misspelt name would quietly be the textbook form."""
+    functions = {
+        n.name: n for n in ast.parse(Path(_choice.__file__).read_text()).body if isinstance(n, ast.FunctionDef)
+    }
+    assert strings(functions[choice], "returned") - {"textbook"} == strings(functions[evaluation], "evaluated")
+
+
+@settings(max_examples=600)
+@given(st.data())
+def draw_names(seen, data):
+    """Collect the forms that the choices name for a random geometry."""
+    case = data.draw(convolutions())
+    assume(fits(case))
+    arguments = lower_cased(case.arguments)
+    window = conv_window(
+        "test", case.x, case.kernel, arguments["strides"], arguments["padding"], arguments["input_dilation"],
+        arguments["kernel_dilation"], arguments["feature_group_count"],
+    )  # fmt: skip
+    g = ConvGeometry(window, arguments["feature_group_count"])
+    seen["forward_form"].add(_choice.forward_form(g, case.x[-1], case.kernel[-1])[0])
+    seen["forward_form"].add(_choice.input_grad_form(g, case.x[-1], case.kernel[-1])[0])
+    seen["kernel_grad_form"].add(_choice.kernel_grad_form(g, case.x[0], case.x[-1], case.kernel[-1])[0])
+
+
+def test_random_geometries_reach_every_choice():
+    """So that the random comparisons, here and in test_random, run every form through its choice."""
+    seen = {"forward_form": set(), "kernel_grad_form": set()}
+    draw_names(seen)
+    functions = {
+        n.name: n for n in ast.parse(Path(_choice.__file__).read_text()).body if isinstance(n, ast.FunctionDef)
+    }
+    for choice, names in seen.items():
+        assert names == strings(functions[choice], "returned") | ({"textbook"} & names), choice
+
+
+# ----------------------------------------------------------------------------------------------- windows
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["overlap, same", "windows wholly in padding", "window dilation, padding", "large window", "3-D", "ceil_mode"],
+)
+@pytest.mark.parametrize(("taps", "windows"), [(0, 0), (10**6, 10**6)], ids=["axis by axis, looped", "all at once"])
+def test_pools_on_both_sides_of_every_limit(monkeypatch, taps, windows, name):
+    """Windows pooled axis by axis and tap by tap, upsampling unrolled and looped: whatever their size."""
+    monkeypatch.setattr(_windows, "TAPS_AT_ONCE", taps)
+    monkeypatch.setattr(_windows, "WINDOWS_AT_ONCE", windows)
+    jax.clear_caches()
+    case = POOLS[name]
+    inputs = integers(1, case.inputs)
+    test_pool.check_all_against_loops(
+        case, inputs, jax.jit(lambda x: test_pool.all_pools(test_pool.jaxbp, case, x))(inputs)
+    )
+    test_pool.test_winners(case)
+    monkeypatch.undo()
+    jax.clear_caches()

@@ -1,0 +1,25 @@
+"""README claims of every op just what the tests run."""
+
+from pathlib import Path
+
+from support_table import CONVOLUTIONS, POOLINGS, support_table
+
+import jaxbp
+from cases import OPS
+
+
+def test_readme_has_the_table():
+    """After a change of the cases: `python tests/support_table.py` prints the new one."""
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    _, _, rest = readme.partition("<!-- support table -->")
+    table, end, _ = rest.partition("<!-- end of support table -->")
+    assert end
+    assert table.strip() == support_table()
+
+
+def test_every_op_is_in_the_tables():
+    """All that jaxbp.automatic has: every forward op of the package."""
+    forward = {name for name in vars(jaxbp.automatic) if hasattr(jaxbp, name) and not name.startswith("_")}
+    forward = {name for name in forward if callable(getattr(jaxbp, name))}
+    assert forward == set(OPS)
+    assert {*CONVOLUTIONS, *POOLINGS} <= forward

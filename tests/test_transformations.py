@@ -1,0 +1,358 @@
+"""Every op under every transformation of JAX, against its automatic twin under the same transformation.
+
+`TRANSFORMATIONS` is the table: each entry is a check of one op. README's table of support is made from it.
+"""
+
+import itertools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.ad_checkpoint import checkpoint_policies
+
+import jaxbp
+from cases import OPS, Op
+from jaxbp import _formulations
+
+
+def loss(op: Op, ops, numbers: tuple[int, ...] | None = None):
+    """A scalar with curvature, as a function of the op's arrays; and the positions of those with a gradient."""
+
+    def value(*arrays):
+        y = op.call(ops, *arrays)
+        return jnp.sum(y * y * (1 + jnp.arange(y.size, dtype=y.dtype).reshape(y.shape) / y.size))
+
+    return value, numbers or op.differentiable
+
+
+def gradient(op: Op, ops):
+    """The gradient with respect to every array that has one."""
+    value, numbers = loss(op, ops)
+    return jax.grad(value, numbers)
+
+
+def same(op: Op, transform, *arrays) -> None:
+    """`transform(op, ops)(*arrays)` agrees between the hand-written rule and the twin."""
+    arrays = arrays or op.arrays()
+    ours, twin = jax.jit(lambda *a: (transform(op, jaxbp)(*a), transform(op, jaxbp.automatic)(*a)))(*arrays)
+    chex.assert_trees_all_close(ours, twin, rtol=2e-5, atol=2e-5)
+    assert all(np.abs(leaf).sum() > 0 for leaf in jax.tree.leaves(ours))
+
+
+def check_jit(op):
+    same(op, lambda op, ops: lambda *a: op.call(ops, *a))
+
+
+def check_grad(op):
+    """Eagerly, where every step runs by itself."""
+    chex.assert_trees_all_close(
+        gradient(op, jaxbp)(*op.arrays()), gradient(op, jaxbp.automatic)(*op.arrays()), rtol=2e-5, atol=2e-5
+    )
+
+
+def batched(op, chosen):
+    """The op's arrays, those at `chosen` with a leading axis of 2 different entries, and vmap's in_axes."""
+    arrays = [jnp.stack([a, a[::-1]]) if i in chosen else a for i, a in enumerate(op.arrays())]
+    return arrays, tuple(0 if i in chosen else None for i in range(len(arrays)))
+
+
+def choices(op):
+    """Every non-empty choice of the op's arrays."""
+    n = len(op.shapes)
+    return [c for size in range(1, n + 1) for c in itertools.combinations(range(n), size)]
+
+
+def check_vmap(op):
+    """Over each argument and all of them at once."""
+    for chosen in choices(op):
+        arrays, axes = batched(op, chosen)
+        same(op, lambda op, ops, axes=axes: jax.vmap(lambda *a: op.call(ops, *a), axes), *arrays)
+
+
+def check_vmap_of_grad(op):
+    for chosen in choices(op):
+        arrays, axes = batched(op, chosen)
+        same(op, lambda op, ops, axes=axes: jax.vmap(gradient(op, ops), axes), *arrays)
+
+
+def check_grad_of_vmap(op):
+    """One gradient for a batch of calls that share what is not mapped."""
+    arrays, axes = batched(op, (0,))
+
+    def transform(op, ops):
+        value, numbers = loss(op, ops)
+        return jax.grad(lambda *a: jax.vmap(value, axes)(*a).sum(), numbers)
+
+    same(op, transform, *arrays)
+
+
+def check_hessian(op):
+    """Forward over reverse, in every pair of arguments."""
+    same(op, lambda op, ops: jax.hessian(*loss(op, ops)))
+
+
+def directions(op):
+    """A tangent for every array that has a gradient."""
+    arrays = op.arrays()
+    return tuple(jnp.cos(arrays[i] * 7) for i in op.differentiable)
+
+
+def of_differentiable(op, function):
+    """The function of the differentiable arrays alone, with the others as they are."""
+    arrays = op.arrays()
+
+    def inner(*some):
+        whole = list(arrays)
+        for i, a in zip(op.differentiable, some, strict=True):
+            whole[i] = a
+        return function(*whole)
+
+    return inner
+
+
+def check_forward_over_reverse(op):
+    def transform(op, ops):
+        inner = of_differentiable(op, gradient(op, ops))
+        return lambda *a: jax.jvp(inner, tuple(a[i] for i in op.differentiable), directions(op))[1]
+
+    same(op, transform)
+
+
+def check_reverse_over_reverse(op):
+    def transform(op, ops):
+        first = gradient(op, ops)
+        weights = directions(op)
+        return jax.grad(
+            lambda *a: sum(jnp.vdot(w, g) for w, g in zip(weights, first(*a), strict=True)), op.differentiable
+        )
+
+    same(op, transform)
+
+
+def check_scan(op):
+    """Gradient descent as a scan, and the gradient through all of its steps."""
+
+    def transform(op, ops):
+        def after(*arrays):
+            def step(some, _):
+                g = of_differentiable(op, gradient(op, ops))(*some)
+                return tuple(a - 0.01 * d for a, d in zip(some, g, strict=True)), None
+
+            some, _ = lax.scan(step, tuple(arrays[i] for i in op.differentiable), length=2)
+            return sum(jnp.vdot(a, a) for a in some)
+
+        return jax.grad(after, op.differentiable)
+
+    same(op, transform)
+
+
+def check_while_loop(op):
+    def transform(op, ops):
+        def descend(*arrays):
+            def step(state):
+                count, some = state
+                g = of_differentiable(op, gradient(op, ops))(*some)
+                return count + 1, tuple(a - 0.01 * d for a, d in zip(some, g, strict=True))
+
+            return lax.while_loop(lambda s: s[0] < 2, step, (0, tuple(arrays[i] for i in op.differentiable)))[1]
+
+        return descend
+
+    same(op, transform)
+
+
+def check_checkpoint(op):
+    def transform(op, ops):
+        value, numbers = loss(op, ops)
+        policies = [None, checkpoint_policies.nothing_saveable, checkpoint_policies.dots_saveable]
+        policies.append(checkpoint_policies.everything_saveable)
+        return lambda *a: [jax.grad(jax.checkpoint(value, policy=p), numbers)(*a) for p in policies]
+
+    same(op, transform)
+
+
+def check_donation(op):
+    """The buffers of the arguments are given away, and the answer is the same."""
+    value, numbers = loss(op, jaxbp)
+    # The program returns one array of each donated shape, so that every buffer finds a use.
+    update = jax.jit(
+        lambda *a: tuple(a[i] - g for i, g in zip(numbers, jax.grad(value, numbers)(*a), strict=True)),
+        donate_argnums=numbers,
+    )
+    arrays = op.arrays()
+    expected = tuple(arrays[i] - g for i, g in zip(numbers, gradient(op, jaxbp.automatic)(*arrays), strict=True))
+    given = [jnp.array(a) for a in arrays]
+    chex.assert_trees_all_close(update(*given), expected, rtol=2e-5, atol=2e-5)
+    assert all(given[i].is_deleted() for i in numbers)
+
+
+def check_export(op):
+    """One program for three platforms, run here on one of them."""
+    function = jax.jit(gradient(op, jaxbp))
+    exported = jax.export.export(function, platforms=("cpu", "cuda", "tpu"))(*op.arrays())
+    assert set(exported.platforms) == {"cpu", "cuda", "tpu"}
+    chex.assert_trees_all_close(exported.call(*op.arrays()), function(*op.arrays()), rtol=2e-5, atol=2e-5)
+
+
+def check_symbolic_batch(op):
+    """One program for every batch size."""
+    (batch,) = jax.export.symbolic_shape("batch")
+    with_batch = [i for i, shape in enumerate(op.shapes) if i == 0 or i == op.integer]
+    function = jax.jit(gradient(op, jaxbp))
+    exported = jax.export.export(function)(
+        *(
+            jax.ShapeDtypeStruct((batch, *a.shape[1:]) if i in with_batch else a.shape, a.dtype)
+            for i, a in enumerate(op.arrays())
+        )
+    )
+    for size in (1, 3):
+        arrays = [jnp.resize(a, (size, *a.shape[1:])) if i in with_batch else a for i, a in enumerate(op.arrays())]
+        chex.assert_trees_all_close(exported.call(*arrays), function(*arrays), rtol=2e-5, atol=2e-5)
+
+
+def check_no_forward_mode(op):
+    """custom_vjp refuses forward mode alone, and says so; the twin has it."""
+    arrays = op.arrays()
+    primals = tuple(arrays[i] for i in op.differentiable)
+    with pytest.raises(TypeError, match="forward-mode"):
+        jax.jvp(of_differentiable(op, lambda *a: op.call(jaxbp, *a)), primals, primals)
+    jax.jvp(of_differentiable(op, lambda *a: op.call(jaxbp.automatic, *a)), primals, primals)
+
+
+TRANSFORMATIONS = {
+    "jit": check_jit,
+    "grad": check_grad,
+    "vmap": check_vmap,
+    "vmap(grad)": check_vmap_of_grad,
+    "grad(vmap)": check_grad_of_vmap,
+    "hessian": check_hessian,
+    "forward over reverse": check_forward_over_reverse,
+    "reverse over reverse": check_reverse_over_reverse,
+    "scan": check_scan,
+    "while_loop": check_while_loop,
+    "checkpoint": check_checkpoint,
+    "donation": check_donation,
+    "export": check_export,
+    "symbolic batch": check_symbolic_batch,
+    "forward mode": check_no_forward_mode,
+}
+REFUSED = ("forward mode",)
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("transformation", TRANSFORMATIONS)
+def test_transformation(transformation, op):
+    TRANSFORMATIONS[transformation](OPS[op])
+
+
+# ------------------------------------------------------------------------------------ symbolic spatial sizes
+
+SPATIAL = {
+    "conv": lambda x, k: jaxbp.conv(x, k, padding="SAME"),
+    "conv, strided": lambda x, k: jaxbp.conv(x, k, padding=1, strides=2),
+    "conv_general_dilated": lambda x, k: jaxbp.conv_general_dilated(
+        x, k, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    ),
+    "conv_general_dilated, strided": lambda x, k: jaxbp.conv_general_dilated(
+        x, k, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    ),
+    "max_pool": lambda x, k: jaxbp.max_pool(x, (2, 2), (1, 1), "SAME"),
+    "avg_pool": lambda x, k: jaxbp.avg_pool(x, (2, 2), (1, 1)),
+    "avg_pool, strided": lambda x, k: jaxbp.avg_pool(x, (2, 2), (2, 2)),
+    "max_pool, strided": lambda x, k: jaxbp.max_pool(x, (2, 2), (2, 2)),
+}
+
+
+@pytest.mark.parametrize("name", SPATIAL)
+def test_symbolic_spatial_sizes(name):
+    """One program for every image size."""
+    batch, height, width = jax.export.symbolic_shape("batch, 2*height, 2*width")
+    kernel = jnp.asarray(np.random.default_rng(0).normal(size=(3, 3, 2, 2)), jnp.float32)
+    function = jax.jit(jax.grad(lambda x, k: jnp.sum(SPATIAL[name](x, k) ** 2)))
+    exported = jax.export.export(function)(jax.ShapeDtypeStruct((batch, height, width, 2), jnp.float32), kernel)
+    for shape in ((1, 8, 6, 2), (2, 4, 10, 2)):
+        x = jnp.asarray(np.random.default_rng(1).normal(size=shape), jnp.float32)
+        chex.assert_trees_all_close(exported.call(x, kernel), function(x, kernel), rtol=2e-5, atol=2e-5)
+
+
+# ----------------------------------------------------------------------- gradients that nobody asked for
+
+MAPS = ("conv_input_grad", "conv_kernel_grad")
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """How often each gradient map of a convolution has been evaluated."""
+    counts = dict.fromkeys(MAPS, 0)
+
+    def counting(name, evaluate):
+        def inner(*args):
+            counts[name] += 1
+            return evaluate(*args)
+
+        return inner
+
+    for name in MAPS:
+        monkeypatch.setattr(_formulations, name, counting(name, getattr(_formulations, name)))
+    return counts
+
+
+@pytest.mark.parametrize(
+    ("asked", "evaluated"), [((0,), (1, 0)), ((1,), (0, 1)), ((2,), (0, 0)), ((0, 1, 2), (1, 1)), ((1, 2), (0, 1))]
+)
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["eager", "jit"])
+def test_only_what_is_asked_for_is_computed(counted, wrap, asked, evaluated):
+    x, kernel, bias = jnp.ones((1, 4, 4, 1)), jnp.ones((2, 2, 1, 1)), jnp.ones(1)
+    gradients = wrap(jax.grad(lambda *a: jaxbp.conv(*a).sum(), asked))(x, kernel, bias)
+    assert len(gradients) == len(asked)
+    assert tuple(counted[name] for name in MAPS) == evaluated
+
+
+def test_only_what_is_needed_is_kept():
+    """For the kernel's gradient alone x is kept, and for x's the kernel."""
+    x, kernel = jnp.ones((1, 4, 4, 3)), jnp.ones((2, 2, 3, 5))
+
+    def kept(function, primal):
+        return [a.shape for a in jax.tree.leaves(jax.vjp(function, primal)[1]) if hasattr(a, "shape")]
+
+    assert kept(lambda k: jaxbp.conv(x, k), kernel) == [x.shape]
+    assert kept(lambda x: jaxbp.conv(x, kernel), x) == [kernel.shape]
+
+
+def test_dense_computes_only_what_is_asked_for():
+    x, kernel, bias = jnp.ones((2, 3)), jnp.ones((3, 4)), jnp.ones(4)
+    for asked, products in ((0, 1), (1, 1), (2, 0), ((0, 1, 2), 2)):
+        _, pullback = jax.vjp(
+            lambda *some, asked=asked: jaxbp.dense(*_put((x, kernel, bias), asked, some)),
+            *_take((x, kernel, bias), asked),
+        )
+        assert str(jax.make_jaxpr(pullback)(jnp.ones((2, 4)))).count("dot_general[") == products
+
+
+def _take(values, positions):
+    return [values[i] for i in ((positions,) if isinstance(positions, int) else positions)]
+
+
+def _put(values, positions, some):
+    values = list(values)
+    for i, value in zip((positions,) if isinstance(positions, int) else positions, some, strict=True):
+        values[i] = value
+    return values
+
+
+@pytest.mark.parametrize("op", ["conv", "max_pool", "sum_pool"])
+def test_integers_have_no_gradient(op):
+    """Differentiating an integer input is refused by JAX with both facts; nothing is computed."""
+    x = jnp.ones((1, 4, 4, 1), jnp.int32)
+    function = {
+        "conv": lambda x: jaxbp.conv(x, jnp.ones((2, 2, 1, 1), jnp.int32)),
+        "max_pool": lambda x: jaxbp.max_pool(x, (2, 2)),
+        "sum_pool": lambda x: jaxbp.sum_pool(x, (2, 2)),
+    }[op]
+    with pytest.raises(TypeError, match=r"grad requires real- or complex-valued inputs.*int32"):
+        jax.grad(lambda x: function(x).sum())(x)
+    y, pullback = jax.vjp(function, x)
+    assert pullback(np.zeros(y.shape, jax.dtypes.float0))[0].dtype == jax.dtypes.float0
