@@ -3,21 +3,25 @@
 Layouts: x is (N, *spatial, C), kernel (*window, C / groups, O), delta (N, *output, O).
 """
 
+from collections.abc import Sequence
+
 import jax
+import jax.numpy as jnp
 from jax import lax
 
-from .._geometry import ConvGeometry, read_padding, transposed
+from .._geometry import ConvGeometry, Ints, Pairs, dilated_size, is_static, read_padding, transposed
 
 
 def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
     """Slide the kernel over the padded input: cross-correlation."""
     w = g.window
+    x, padding, input_dilation = _cropped_first(x, w.padding, w.input_dilation, range(1, w.rank + 1))
     return lax.conv_general_dilated(
         x,
         kernel,
         window_strides=w.strides,
-        padding=w.padding,
-        lhs_dilation=w.input_dilation,
+        padding=padding,
+        lhs_dilation=input_dilation,
         rhs_dilation=w.dilation,
         dimension_numbers=_channels_last(w.rank),
         feature_group_count=g.feature_group_count,
@@ -36,12 +40,13 @@ def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
     """Slide delta, with zeros between its cells (strides), over the padded input; the sum runs over the batch."""
     w = g.window
     batch, channels, spatial = 0, w.rank + 1, range(1, w.rank + 1)
+    x, padding, input_dilation = _cropped_first(x, read_padding(w), w.input_dilation, spatial)
     return lax.conv_general_dilated(
         x,
         delta,
         window_strides=w.dilation,
-        padding=read_padding(w),
-        lhs_dilation=w.input_dilation,
+        padding=padding,
+        lhs_dilation=input_dilation,
         rhs_dilation=w.strides,
         dimension_numbers=lax.ConvDimensionNumbers(
             lhs_spec=(channels, batch, *spatial),
@@ -63,6 +68,27 @@ def exchange_channels(kernel: jax.Array, groups: int) -> jax.Array:
     *window, group_channels, features = kernel.shape
     grouped = kernel.reshape(*window, group_channels, groups, features // groups)
     return grouped.swapaxes(-3, -1).reshape(*window, features // groups, groups * group_channels)
+
+
+def _cropped_first(
+    x: jax.Array, padding: Pairs, input_dilation: Ints, axes: Sequence[int]
+) -> tuple[jax.Array, Pairs, Ints]:
+    """The input without what negative padding takes away, and what is left to do: padding, input dilation.
+
+    Where padding crops one end of an axis and extends the other, XLA:CPU reads outside the input:
+    https://github.com/openxla/xla/issues/48713.
+    """
+    if not is_static([end for pair in padding for end in pair]):
+        return x, padding, input_dilation
+    config, rest, dilation = [(0, 0, 0)] * x.ndim, list(padding), list(input_dilation)
+    for i, (axis, (low, high)) in enumerate(zip(axes, padding, strict=True)):
+        if min(low, high) < 0 < max(low, high):
+            cut = max(min(low, high), -dilated_size(x.shape[axis], dilation[i]))
+            ends, rest[i] = ((cut, 0), (0, low + high - cut)) if low < 0 else ((0, cut), (low + high - cut, 0))
+            config[axis], dilation[i] = (*ends, dilation[i] - 1), 1
+    if rest == list(padding):
+        return x, padding, input_dilation
+    return lax.pad(x, jnp.zeros((), x.dtype), config), tuple(rest), tuple(dilation)
 
 
 def _channels_last(rank: int) -> lax.ConvDimensionNumbers:
