@@ -2,6 +2,9 @@
 
 import os
 
+# The tests compile thousands of small programs and run each once. Programs that the tests start inherit this.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+
 import jax
 from hypothesis import HealthCheck, settings
 

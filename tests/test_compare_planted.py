@@ -1,6 +1,6 @@
 """Ten planted mistakes and many right rules: what check_vjp misses, next to JAX's and chex's gradient checks.
 
-By default a part of the cases runs, in about a minute; JAXBP_FULL=1 runs all of them, and so does
+By default a part of the cases runs, with check_vjp alone; JAXBP_FULL=1 runs all of them, and so does
 
     python tests/test_compare_planted.py
 
@@ -25,10 +25,11 @@ from jax.test_util import check_grads
 import jaxbp
 from jaxbp import compare
 
-FULL = os.environ.get("JAXBP_FULL", "") not in ("", "0")
+FULL = __name__ == "__main__" or os.environ.get("JAXBP_FULL", "") not in ("", "0")
 DTYPES = ("float32", "bfloat16", "float16")
 IMAGES = ((1, 6, 6, 1), (8, 28, 28, 1))
-TOOLS = ("jaxbp.check_vjp", "jax check_grads", "chex")
+OTHERS = {"jax check_grads": check_grads, "chex": chex.assert_numerical_grads} if FULL else {}
+TOOLS = ("jaxbp.check_vjp", *OTHERS)
 
 
 def with_bias(op, **keywords):
@@ -167,11 +168,11 @@ def arguments(function, mistakes, shapes, dtype) -> list:
     raise AssertionError("no data on which every mistake shows")
 
 
-def alarms(manual, automatic, args) -> tuple[bool, bool, bool, str]:
-    """Whether each of the three tools complains, and the hints of ours."""
+def alarms(manual, automatic, args) -> tuple[Any, ...]:
+    """Whether each of the tools complains, and the hints of ours."""
     report = compare(manual, *args, automatic=automatic, transforms=(), time=False, memory=False)
     theirs = []
-    for check in (check_grads, chex.assert_numerical_grads):
+    for check in OTHERS.values():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
@@ -182,15 +183,15 @@ def alarms(manual, automatic, args) -> tuple[bool, bool, bool, str]:
     return not report.ok, *theirs, " | ".join(row.hint for row in report.rows)
 
 
-def planted_cases(full: bool):
+def planted_cases():
     """(op, mistakes, automatic function, shapes) of every op and batch."""
     for name, (kernel, make) in CONVS.items():
         for image in IMAGES:
-            if full or name in FEW:
+            if FULL or name in FEW:
                 yield name, CONV_MISTAKES, make(jaxbp.automatic), (image, kernel, kernel[-1:])
     for name, make in POOLS.items():
         for image in IMAGES:
-            if full or name in FEW:
+            if FULL or name in FEW:
                 yield name, POOL_MISTAKES, make(jaxbp.automatic), (image,)
 
 
@@ -209,13 +210,15 @@ class Counts(NamedTuple):
     wrong: list[str]
 
 
-def count(full: bool, geometries: int) -> Counts:
+def count(geometries: int) -> Counts:
     """Plant every mistake in every op, and check right rules of random geometries."""
-    found = Counts(defaultdict(lambda: [0] * 5), [], [], defaultdict(lambda: [0] * 4), [])
-    for name, mistakes, function, shapes in planted_cases(full):
+    found = Counts(
+        defaultdict(lambda: [0] * (2 + len(TOOLS))), [], [], defaultdict(lambda: [0] * (1 + len(TOOLS))), []
+    )
+    for name, mistakes, function, shapes in planted_cases():
         # With one image there is no difference between the first and all.
         mistakes = [m for m in mistakes if shapes[0][0] > 1 or "first image" not in m.name]
-        for dtype in DTYPES if full or shapes[0] == IMAGES[1] else DTYPES[:1]:
+        for dtype in DTYPES if FULL or shapes[0] == IMAGES[1] else DTYPES[:1]:
             args = arguments(function, mistakes, shapes, dtype)
             for mistake in mistakes:
                 *caught, hints = alarms(planted(function, mistake), function, args)
@@ -273,7 +276,7 @@ def table(found: Counts) -> str:
     lines = []
     order = [mistake.name for mistake in CONV_MISTAKES]
     for dtypes in dict.fromkeys(map(group, DTYPES)):
-        lines += ["", f"| {dtypes} | cases | {' | '.join(TOOLS)} | named by the hint |", "| --- " * 6 + "|"]
+        lines += ["", f"| {dtypes} | cases | {' | '.join(TOOLS)} | named by the hint |", "| --- " * (3 + len(TOOLS)) + "|"]
         rows = [(name, found.planted[dtypes, name]) for name in order if (dtypes, name) in found.planted]
         total = [sum(column) for column in zip(*(row for _, row in rows), strict=True)]
         for name, row in [*rows, ("**caught**", total)]:
@@ -284,7 +287,7 @@ def table(found: Counts) -> str:
 
 @pytest.fixture(scope="module")
 def found() -> Counts:
-    return count(FULL, 500 if FULL else 9)
+    return count(500 if FULL else 9)
 
 
 def test_no_planted_mistake_is_missed(found, capsys):
@@ -308,7 +311,7 @@ def test_the_hints_name_at_least_eight_of_ten(found):
 
 
 if __name__ == "__main__":
-    everything = count(full=True, geometries=500)
+    everything = count(geometries=500)
     print(table(everything))
     print("\n".join(["", *everything.missed, *everything.unnamed, *everything.wrong]))
     sys.exit(bool(everything.missed or everything.wrong))

@@ -1,6 +1,5 @@
 """Which form evaluates each sum of a case, and why."""
 
-import math
 from collections.abc import Iterable
 
 from .._formulations import _choice, _windows
@@ -23,23 +22,10 @@ def plan(case: Case) -> list[tuple[str, str, str]]:
 
 
 def _pool_plan(op: str, w: Window) -> list[tuple[str, str, str]]:
-    """What `_windows` does for a window."""
-    views = ("shifted views", "few cells in a window: one view of the input for each")
-    axes = ("axis by axis", "runs of 1, 2, 4, ... cells along each axis: a sum of sizes, not their product")
-    few = w.taps <= _windows.TAPS_AT_ONCE
+    """The forms of a pool's two sums."""
     if op == "max_pool":
-        windows = math.prod(-(-k // s) for k, s in zip(w.window_shape, w.strides, strict=True))
-        forward = views if few else axes
-        back = ("windows back", "for each window that reaches a cell: does the winner lie here? No scatter")
-        if windows > _windows.WINDOWS_AT_ONCE:
-            back = ("windows back, looped", "many windows reach a cell: a loop along the first axis, no scatter")
-    elif set(w.output_shape) == {1}:
-        forward, back = ("reduction", "one window: one sum"), ("spread", "one window: delta is repeated")
-    else:
-        forward = views if few and 1 not in w.output_shape else axes
-        apart = w.window_shape == w.strides
-        back = ("spread", "windows do not overlap: delta is repeated") if apart else axes
-    return [("forward", forward[0], forward[1]), ("input gradient", back[0], back[1])]
+        return [("forward", *_windows.max_form(w)), ("input gradient", *_windows.upsample_form(w))]
+    return [("forward", *_windows.sum_form(w)), ("input gradient", *_windows.even_form(w))]
 
 
 def plan_text(cases: Iterable[Case]) -> str:

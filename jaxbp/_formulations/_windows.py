@@ -21,11 +21,40 @@ from jax import lax
 from .._geometry import Window, dilated_size, read_padding, transposed
 
 Pair = tuple[jax.Array, jax.Array]
+Choice = tuple[str, str]
 
 # Above this many taps a window is pooled axis by axis: the sum of its sizes where it would be their product.
 TAPS_AT_ONCE = 16
 # Above this many windows that reach a cell, the program loops over them.
 WINDOWS_AT_ONCE = 32
+
+
+def max_form(w: Window) -> Choice:
+    """The form of a maximum over windows."""
+    if w.taps <= TAPS_AT_ONCE:
+        return "views", "few cells in a window: one shifted view of the input for each"
+    return "axis by axis", "runs of 1, 2, 4, ... cells along each axis: a sum of sizes, not their product"
+
+
+def sum_form(w: Window) -> Choice:
+    """The form of a sum over windows."""
+    if 1 in w.output_shape:
+        return "axis by axis", "one window along an axis: one reduction"
+    return max_form(w)
+
+
+def upsample_form(w: Window) -> Choice:
+    """The form of an upsampling by winners."""
+    if math.prod(_reach(w)) <= WINDOWS_AT_ONCE:
+        return "windows back", "each window that reaches a cell: does the winner lie here? No scatter"
+    return "windows back, looped", "many windows reach a cell: a loop over them, no scatter"
+
+
+def even_form(w: Window) -> Choice:
+    """The form of an even upsampling."""
+    if all(k == s for k, s in zip(w.window_shape, w.strides, strict=True)):
+        return "windows back", "windows do not overlap: delta is repeated"
+    return "axis by axis", "the transpose of a sum, along each axis alone"
 
 
 def max_and_winners(x: jax.Array, w: Window) -> tuple[jax.Array, jax.Array]:
@@ -34,7 +63,7 @@ def max_and_winners(x: jax.Array, w: Window) -> tuple[jax.Array, jax.Array]:
     A window that lies wholly in the padding has the dtype's lowest value and the winner `w.taps`: nobody.
     """
     best, winner = x, jnp.zeros(x.shape, jnp.int32)
-    if w.taps <= TAPS_AT_ONCE:
+    if max_form(w)[0] == "views":
         views = tap_views(x, w, lowest(x.dtype))
         best = next(views)
         winner = jnp.zeros(best.shape, jnp.int32)
@@ -83,7 +112,7 @@ def take_winners(x: jax.Array, winners: jax.Array, w: Window) -> jax.Array:
 
 def window_sum(x: jax.Array, w: Window) -> jax.Array:
     """The sum of every window."""
-    if w.taps <= TAPS_AT_ONCE and 1 not in w.output_shape:
+    if sum_form(w)[0] == "views":
         return functools.reduce(jnp.add, tap_views(x, w, 0))
     for i in range(w.rank):
         x = _axis_sum(x, w, i)
@@ -92,7 +121,7 @@ def window_sum(x: jax.Array, w: Window) -> jax.Array:
 
 def upsample_evenly(delta: jax.Array, w: Window) -> jax.Array:
     """Give each delta to every input cell of its window: the transpose of `window_sum`."""
-    if all(k == s for k, s in zip(w.window_shape, w.strides, strict=True)):
+    if even_form(w)[0] == "windows back":
         return _upsample_evenly(delta, w)
     for i in range(w.rank):
         if w.strides[i] == 1 and w.output_shape[i] != 1:
@@ -234,14 +263,9 @@ def _upsample(w: Window, values: jax.Array, winners: jax.Array | None, fold: Cal
 
     All four are broadcast over (*batch, block, phase, ..., C); `tap` is -1 where a window has none on a cell.
     """
-    # A lone window has no stride: with a stride of its own size it is one block.
-    strides = tuple(
-        dilated_size(k, d) if out == 1 else s
-        for k, d, s, out in zip(w.window_shape, w.dilation, w.strides, w.output_shape, strict=True)
-    )
+    strides = _block_sizes(w)
     w = w._replace(strides=strides)
-    axes = spatial_axes(w, values.ndim)
-    reach = [-(-dilated_size(k, d) // s) for k, d, s in zip(w.window_shape, w.dilation, w.strides, strict=True)]
+    axes, reach = spatial_axes(w, values.ndim), _reach(w)
     blocks = [-(-(low + n) // s) for (low, _), n, s in zip(w.padding, w.input_shape, w.strides, strict=True)]
     pads = [(most - 1, b - out) for most, b, out in zip(reach, blocks, w.output_shape, strict=True)]
     arrays = [pad_axes(values, axes, pads, 0)] + ([] if winners is None else [pad_axes(winners, axes, pads, w.taps)])
@@ -263,7 +287,7 @@ def _upsample(w: Window, values: jax.Array, winners: jax.Array | None, fold: Cal
         tap = jnp.asarray(table).reshape([1] * (axes.start + 1) + [size for s in strides for size in (s, 1)])
         return fold(total, views[0], None if winners is None else views[1], tap)
 
-    if len(tables) <= WINDOWS_AT_ONCE:
+    if upsample_form(w)[0] == "windows back":
         for starts, table in zip(np.ndindex(*reach), tables, strict=True):
             total = fold_windows(starts, table, total)
     else:
@@ -275,6 +299,19 @@ def _upsample(w: Window, values: jax.Array, winners: jax.Array | None, fold: Cal
     total = total.reshape(*values.shape[: axes.start], *cells, values.shape[-1])
     crop = [(-low, low + n - c) for (low, _), n, c in zip(w.padding, w.input_shape, cells, strict=True)]
     return pad_axes(total, axes, crop, 0)
+
+
+def _block_sizes(w: Window) -> tuple[int, ...]:
+    """The strides, but a lone window has none: with a stride of its own size it is one block."""
+    return tuple(
+        dilated_size(k, d) if out == 1 else s
+        for k, d, s, out in zip(w.window_shape, w.dilation, w.strides, w.output_shape, strict=True)
+    )
+
+
+def _reach(w: Window) -> list[int]:
+    """How many windows reach a cell along each axis, at most."""
+    return [-(-dilated_size(k, d) // s) for k, d, s in zip(w.window_shape, w.dilation, _block_sizes(w), strict=True)]
 
 
 def _tap_table(w: Window, steps: tuple[int, ...]) -> np.ndarray:
