@@ -1,9 +1,15 @@
 """Settings of every test: no silent promotion of dtypes or ranks, and 8 virtual CPU devices."""
 
+import importlib.metadata
 import os
 
-# The tests compile thousands of small programs and run each once. Programs that the tests start inherit this.
-os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# Thousands of small programs are compiled here and run once, so they are compiled quickly; programs that a test starts
+# inherit it. The long random comparison below compiles as users do.
+if "JAXBP_EXAMPLES" not in os.environ:
+    flags = "--xla_backend_optimization_level=0"
+    if importlib.metadata.version("jaxlib").startswith("0.10."):  # later ones refuse the name
+        flags += " --xla_cpu_use_fusion_emitters=false"
+    os.environ.setdefault("XLA_FLAGS", flags)
 
 import jax
 from hypothesis import HealthCheck, settings

@@ -212,9 +212,7 @@ class Counts(NamedTuple):
 
 def count(geometries: int) -> Counts:
     """Plant every mistake in every op, and check right rules of random geometries."""
-    found = Counts(
-        defaultdict(lambda: [0] * (2 + len(TOOLS))), [], [], defaultdict(lambda: [0] * (1 + len(TOOLS))), []
-    )
+    found = Counts(defaultdict(lambda: [0] * (2 + len(TOOLS))), [], [], defaultdict(lambda: [0] * (1 + len(TOOLS))), [])
     for name, mistakes, function, shapes in planted_cases():
         # With one image there is no difference between the first and all.
         mistakes = [m for m in mistakes if shapes[0][0] > 1 or "first image" not in m.name]
@@ -276,7 +274,11 @@ def table(found: Counts) -> str:
     lines = []
     order = [mistake.name for mistake in CONV_MISTAKES]
     for dtypes in dict.fromkeys(map(group, DTYPES)):
-        lines += ["", f"| {dtypes} | cases | {' | '.join(TOOLS)} | named by the hint |", "| --- " * (3 + len(TOOLS)) + "|"]
+        lines += [
+            "",
+            f"| {dtypes} | cases | {' | '.join(TOOLS)} | named by the hint |",
+            "| --- " * (3 + len(TOOLS)) + "|",
+        ]
         rows = [(name, found.planted[dtypes, name]) for name in order if (dtypes, name) in found.planted]
         total = [sum(column) for column in zip(*(row for _, row in rows), strict=True)]
         for name, row in [*rows, ("**caught**", total)]:

@@ -62,7 +62,14 @@ def test_the_time_limit_ends_every_process() -> None:
         ),
     ],
 )
-def test_arguments_that_cannot_work(arguments: list[str], message: str) -> None:
-    result = run(*arguments)
-    assert result.returncode == 2
-    assert message in result.stderr
+def test_arguments_that_cannot_work(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    import data_parallel
+
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *arguments])
+    with pytest.raises(SystemExit) as stop:
+        data_parallel.main()
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err

@@ -252,14 +252,20 @@ def test_random_geometries_reach_every_choice():
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["overlap, same", "windows wholly in padding", "window dilation, padding", "large window", "3-D", "ceil_mode"],
+    ("limit", "name"),
+    [
+        (0, "overlap, same"),
+        (0, "windows wholly in padding"),
+        (0, "window dilation, padding"),
+        (0, "3-D"),
+        (0, "ceil_mode"),
+        (10**6, "large window"),
+    ],
 )
-@pytest.mark.parametrize(("taps", "windows"), [(0, 0), (10**6, 10**6)], ids=["axis by axis, looped", "all at once"])
-def test_pools_on_both_sides_of_every_limit(monkeypatch, taps, windows, name):
-    """Windows pooled axis by axis and tap by tap, upsampling unrolled and looped: whatever their size."""
-    monkeypatch.setattr(_windows, "TAPS_AT_ONCE", taps)
-    monkeypatch.setattr(_windows, "WINDOWS_AT_ONCE", windows)
+def test_pools_on_the_other_side_of_every_limit(monkeypatch, limit, name):
+    """Small windows pooled axis by axis and upsampled in a loop, large ones tap by tap and unrolled."""
+    monkeypatch.setattr(_windows, "TAPS_AT_ONCE", limit)
+    monkeypatch.setattr(_windows, "WINDOWS_AT_ONCE", limit)
     jax.clear_caches()
     case = POOLS[name]
     inputs = integers(1, case.inputs)
