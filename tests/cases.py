@@ -47,6 +47,7 @@ CONVS = {
     "many channels, cropped and padded": Conv(
         (2, 6, 6, 12), (3, 3, 12, 4), dict(padding=((-2, 1), (1, -3)), strides=2)
     ),
+    "many channels, 3x3": Conv((3, 7, 5, 32), (3, 3, 32, 32), dict(padding="SAME")),
     "kernel dilation": Conv((2, 7, 8, 2), (3, 2, 2, 1), dict(kernel_dilation=(2, 3))),
     "kernel dilation, strided": Conv((1, 9, 8, 1), (3, 2, 1, 2), dict(kernel_dilation=2, strides=(3, 2))),
     "input dilation": Conv((2, 4, 3, 2), (3, 2, 2, 1), dict(input_dilation=(2, 3), padding=1)),

@@ -21,7 +21,18 @@ from test_random import convolutions, lower_cased
 import loops
 from cases import CONVS, POOLS, Conv, assert_exact, integers, lax_is_right
 from jaxbp import _formulations
-from jaxbp._formulations import _axes, _choice, _multiply_add, _phases, _product, _taps, _textbook, _windows
+from jaxbp._formulations import (
+    _axes,
+    _blocks,
+    _choice,
+    _multiply_add,
+    _phases,
+    _product,
+    _taps,
+    _textbook,
+    _windows,
+    _winograd,
+)
 from jaxbp._geometry import ConvGeometry, conv_window
 
 # ------------------------------------------------------------------ geometries that a form is made for
@@ -76,6 +87,14 @@ def one_axis(case: Conv) -> Conv:
     return case
 
 
+def three_by_three(case: Conv) -> Conv:
+    """Two axes, 3x3 at stride 1, one group, no zeros."""
+    assume(len(case.kernel) == 4)
+    case = one_group(case)
+    kernel = (3, 3, *case.kernel[2:])
+    return case._replace(kernel=kernel, arguments=case.arguments | dict(strides=1, kernel_dilation=1))
+
+
 class Form(NamedTuple):
     """A form, the map that it evaluates, the geometries it takes, and how it is called on (a, b, g)."""
 
@@ -95,7 +114,7 @@ FORMS = [
     Form(_multiply_add.forward, "forward", without_zeros),
     Form(_multiply_add.kernel_grad, "kernel", without_zeros),
     Form(_taps.project_then_add, "forward", one_group),
-    Form(_taps.kernel_grad, "kernel", one_group),
+    Form(_taps.rows_kernel_grad, "kernel", one_group),
     Form(_taps.grouped_kernel_grad, "kernel", without_zeros, lambda x, d, g: _taps.grouped_kernel_grad(x, d, g, 1)),
     Form(
         _taps.grouped_kernel_grad,
@@ -103,6 +122,7 @@ FORMS = [
         without_zeros,
         lambda x, d, g: _taps.grouped_kernel_grad(x, d, g, g.feature_group_count),
     ),
+    Form(_winograd.forward, "forward", three_by_three),
     Form(
         _phases.forward,
         "forward",
@@ -176,6 +196,22 @@ def test_form_equals_loops(form, case):
     check(form, case)
 
 
+@pytest.mark.parametrize(
+    "form", [f for f in FORMS if f.function in (_taps.rows_kernel_grad, _winograd.forward)], ids=name_of
+)
+@pytest.mark.parametrize("cells", [1, 1 << 8, 1 << 12])
+@settings(max_examples=10)
+@given(case=convolutions())
+def test_blocks_of_every_size(form, cells, case):
+    """One row of one image at a time, some rows, some images."""
+    case = form.fit(case)
+    assume(fits(case))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_blocks, "CELLS", cells)
+        patch.setattr(_winograd, "CELLS", cells)
+        check(form, case)
+
+
 @pytest.mark.parametrize("name", ["windows wholly in padding", "many channels, windows wholly in padding"])
 @pytest.mark.parametrize("form", FORMS[:3], ids=name_of)
 def test_textbook_where_the_compiler_would_read_outside(form, name):
@@ -189,6 +225,8 @@ def test_every_form_is_tested():
         "_choice": {"forward_form", "input_grad_form", "kernel_grad_form"},
         "_textbook": {"rot180", "exchange_channels"},
         "_multiply_add": {"in_parts"},
+        "_blocks": {"cut", "map_blocks", "sum_blocks"},
+        "_winograd": {"blocks"},
     }
     tested = {name_of(form) for form in FORMS}
     for module in pkgutil.iter_modules(_formulations.__path__):
@@ -232,8 +270,8 @@ def draw_names(seen, data):
         arguments["kernel_dilation"], arguments["feature_group_count"],
     )  # fmt: skip
     g = ConvGeometry(window, arguments["feature_group_count"])
-    seen["forward_form"].add(_choice.forward_form(g, case.x[-1], case.kernel[-1])[0])
-    seen["forward_form"].add(_choice.input_grad_form(g, case.x[-1], case.kernel[-1])[0])
+    seen["forward_form"].add(_choice.forward_form(g, *case.x[:1], case.x[-1], case.kernel[-1])[0])
+    seen["forward_form"].add(_choice.input_grad_form(g, *case.x[:1], case.x[-1], case.kernel[-1])[0])
     seen["kernel_grad_form"].add(_choice.kernel_grad_form(g, case.x[0], case.x[-1], case.kernel[-1])[0])
 
 

@@ -61,6 +61,12 @@ def convolutions(draw):
     spans = [(k - 1) * d + 1 for k, d in zip(window, dilation, strict=True)]
     groups = draw(st.sampled_from([1, 1, 2, 3]))
     group_channels, group_features = draw(st.sampled_from([1, 1, 2, 3, 4, 8, 18])), draw(st.integers(1, 3))
+    batch = draw(st.sampled_from([1, 2, 3, 2]))
+    if rank == 2 and draw(st.integers(0, 9)) == 0:
+        # Many channels, 3x3: the commonest layer of all.
+        sizes, window, spans, groups, batch = [n + 2 for n in sizes], [3, 3], [3, 3], 1, 4
+        strides, dilation, input_dilation, dilated = [1, 1], [1, 1], [1, 1], sizes
+        group_channels, group_features = 32, 32
     arguments = dict(
         strides=tuple(strides),
         padding=draw(paddings(dilated, spans, strides, words=input_dilation == [1] * rank)),
@@ -70,8 +76,7 @@ def convolutions(draw):
     )
     if rank and draw(st.booleans()) and len(set(strides)) == 1:
         arguments["strides"] = strides[0]
-    batch = draw(st.sampled_from([(1,), (2,), (3,), (2,)]))
-    x = (*batch, *sizes, groups * group_channels)
+    x = (batch, *sizes, groups * group_channels)
     return Conv(x, (*window, group_channels, groups * group_features), arguments)
 
 

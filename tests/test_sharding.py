@@ -33,6 +33,7 @@ LAYERS = {
     "conv": Layer(lambda x, k, b: jaxbp.conv(x, k, b), (8, 8, 6, 8), ((3, 3, 8, 8), (8,))),
     "conv, strided": Layer(lambda x, k: jaxbp.conv(x, k, strides=2, padding="VALID"), (8, 8, 6, 8), ((2, 2, 8, 8),)),
     "conv, depthwise": Layer(lambda x, k: jaxbp.conv(x, k, feature_group_count=8), (8, 8, 6, 8), ((3, 3, 1, 16),)),
+    "conv, grouped": Layer(lambda x, k: jaxbp.conv(x, k, feature_group_count=2), (16, 8, 6, 8), ((3, 3, 4, 8),)),
     "conv_general_dilated": Layer(
         lambda x, k: jaxbp.conv_general_dilated(x, k, (1, 1), "SAME", rhs_dilation=(2, 1)),
         (8, 8, 8, 6),
@@ -42,6 +43,7 @@ LAYERS = {
     ),
     "conv_transpose": Layer(lambda x, k: jaxbp.conv_transpose(x, k, (2, 2), "SAME"), (8, 8, 6, 8), ((3, 3, 8, 8),)),
     "dense": Layer(lambda x, k, b: jaxbp.dense(x, k, b), (8, 16), ((16, 8), (8,)), spatial=None),
+    "max_pool, large window": Layer(lambda x: jaxbp.max_pool(x, (6, 6)), (8, 16, 8, 8), numbers=distinct),
     "max_pool": Layer(lambda x: jaxbp.max_pool(x, (3, 3), (2, 2), "SAME"), (8, 8, 6, 8), numbers=distinct),
     "max_pool_with_winners": Layer(
         lambda x: jaxbp.max_pool_with_winners(x, (2, 2), (2, 2))[0], (8, 8, 6, 8), numbers=distinct

@@ -15,8 +15,8 @@ def plan(case: Case) -> list[tuple[str, str, str]]:
     g = geometry(case)
     batch, channels, features = case.shapes[0][0], case.shapes[0][-1], case.shapes[1][-1]
     return [
-        ("forward", *_choice.forward_form(g, channels, features)),
-        ("input gradient", *_choice.input_grad_form(g, channels, features)),
+        ("forward", *_choice.forward_form(g, batch, channels, features)),
+        ("input gradient", *_choice.input_grad_form(g, batch, channels, features)),
         ("kernel gradient", *_choice.kernel_grad_form(g, batch, channels, features)),
     ]
 

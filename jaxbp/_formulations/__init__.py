@@ -24,7 +24,7 @@ def conv_forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
     dtype = g.preferred_element_type or x.dtype
     if 0 in (*x.shape, *kernel.shape, *g.window.output_shape):
         return jnp.zeros((x.shape[0], *g.window.output_shape, kernel.shape[-1]), dtype)
-    form, _ = _choice.forward_form(g, x.shape[-1], kernel.shape[-1])
+    form, _ = _choice.forward_form(g, x.shape[0], x.shape[-1], kernel.shape[-1])
     return _evaluate(form, _textbook.forward, _choice.forward, x, kernel, g).astype(dtype)
 
 
@@ -37,7 +37,7 @@ def conv_input_grad(delta: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax
     if 0 in (*delta.shape, *shape):
         return jnp.zeros(shape, kernel.dtype)
     wide = wider(delta.dtype, kernel.dtype)
-    form, _ = _choice.input_grad_form(g, channels, features)
+    form, _ = _choice.input_grad_form(g, delta.shape[0], channels, features)
     dx = _evaluate(form, _textbook.input_grad, _choice.input_grad, delta.astype(wide), kernel.astype(wide), g)
     return dx.astype(kernel.dtype)
 

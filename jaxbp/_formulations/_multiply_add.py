@@ -111,7 +111,7 @@ def _kernel_sums(x: jax.Array, delta: jax.Array, w: Window) -> jax.Array:
             delta.reshape(batch // images, images, *delta.shape[1:]),
         )
         shape = (w.taps, rows // bands, *delta.shape[2:-2], x.shape[-2], *delta.shape[-2:])
-        positions, _ = lax.scan(step, jnp.zeros(shape, x.dtype), blocks)
+        positions, _ = lax.scan(step, jnp.zeros_like(x, shape=shape), blocks)
     return jnp.sum(positions, axis=tuple(range(1, w.rank + 1)))
 
 

@@ -1,10 +1,11 @@
-"""One matrix product per tap: what the shifted view of the input contributes, added up."""
+"""Matrix products of the taps' shifted views of the input."""
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from .._geometry import ConvGeometry
+from ._blocks import cut, sum_blocks
 from ._windows import tap_views
 
 
@@ -20,18 +21,24 @@ def project_then_add(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Ar
     return total
 
 
-def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
-    """Delta, transposed once, times each tap's view: of a product's two orders the one that runs along memory."""
-    columns = delta.reshape(-1, delta.shape[-1]).T
-    taps = [
-        jnp.matmul(columns, view.reshape(-1, view.shape[-1]), precision=g.precision).T
-        for view in tap_views(x, g.window, 0)
-    ]
-    return jnp.stack(taps).reshape(*g.window.window_shape, x.shape[-1], delta.shape[-1])
+def rows_kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
+    """Delta, transposed, times the taps' views side by side, block by block.
+
+    Of a product's two orders this is the one that runs along memory.
+    """
+
+    def product(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
+        rows = jnp.concatenate(list(tap_views(x, g.window, 0)), axis=-1)
+        columns = delta.reshape(-1, delta.shape[-1]).T
+        return jnp.matmul(columns, rows.reshape(-1, rows.shape[-1]), precision=g.precision)
+
+    channels = x.shape[-1]
+    blocks = cut(g, x.shape[0], g.window.taps * channels)
+    return sum_blocks(product, x, delta, g, blocks).T.reshape(*g.window.window_shape, channels, delta.shape[-1])
 
 
 def grouped_kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry, together: int) -> jax.Array:
-    """The same for groups: image by image, `together` groups in one product, whose diagonal blocks are theirs."""
+    """The same with groups: image by image, `together` groups in one product, whose diagonal blocks are theirs."""
     w, groups = g.window, g.feature_group_count
     c, o, blocks = x.shape[-1] // groups, delta.shape[-1] // groups, groups // together
 
@@ -41,7 +48,7 @@ def grouped_kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry, togethe
         columns = delta.reshape(-1, blocks, together * o)
         return total + jnp.einsum("mno,mtnc->notc", columns, rows, precision=g.precision), None
 
-    first = jnp.zeros((blocks, together * o, w.taps, together * c), x.dtype)
+    first = jnp.zeros_like(x, shape=(blocks, together * o, w.taps, together * c))
     products, _ = lax.scan(step, first, (x[:, None], delta[:, None]))
     products = products.reshape(blocks, together, o, w.taps, together, c)
     return jnp.einsum("nbotbc->tcnbo", products).reshape(*w.window_shape, c, delta.shape[-1])

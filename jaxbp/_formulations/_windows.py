@@ -270,7 +270,7 @@ def _upsample(w: Window, values: jax.Array, winners: jax.Array | None, fold: Cal
     pads = [(most - 1, b - out) for most, b, out in zip(reach, blocks, w.output_shape, strict=True)]
     arrays = [pad_axes(values, axes, pads, 0)] + ([] if winners is None else [pad_axes(winners, axes, pads, w.taps)])
     phased = [size for b, s in zip(blocks, strides, strict=True) for size in (b, s)]
-    total = jnp.zeros((*values.shape[: axes.start], *phased, values.shape[-1]), values.dtype)
+    total = jnp.zeros_like(values, shape=(*values.shape[: axes.start], *phased, values.shape[-1]))
     tables = np.stack(
         [
             _tap_table(w, tuple(m - 1 - start for m, start in zip(reach, starts, strict=True)))

@@ -1,0 +1,103 @@
+"""Sums evaluated block by block: some images, or a band of one image's rows, whose temporaries stay in the cache.
+
+Large temporaries are slow on a CPU: they leave the cache, and their pages are mapped anew on every call. A form is
+called with one block of the padded input (and of delta), and with the geometry of that block, which has no padding.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from .._geometry import ConvGeometry, dilated_size, read_padding
+from ._windows import pad_axes
+
+# A block's largest temporary, in numbers: 4 MiB of float32.
+CELLS = 1 << 20
+
+
+class Blocks(NamedTuple):
+    """So many blocks, each of `images` images and `rows` output rows, of which an image has `bands` times as many."""
+
+    count: int
+    images: int
+    bands: int
+    rows: int
+    geometry: ConvGeometry
+
+
+def cut(g: ConvGeometry, batch: int, cells: int, multiple: int = 1, limit: int = 0) -> Blocks:
+    """Blocks whose temporaries of `cells` numbers for each output position fit; of a multiple of so many rows."""
+    w = g.window
+    height, *rest = w.output_shape
+    per_row = cells * math.prod(rest)
+    limit = limit or CELLS
+    most = max(1, limit // (per_row * multiple)) * multiple
+    bands = -(-height // most)
+    rows = -(-height // (bands * multiple)) * multiple
+    images = max(n for n in range(1, batch + 1) if batch % n == 0 and (n == 1 or n * height * per_row <= limit))
+    reach = tuple(
+        (out - 1) * s + dilated_size(k, d)
+        for out, s, k, d in zip((rows, *rest), w.strides, w.window_shape, w.dilation, strict=True)
+    )
+    window = w._replace(input_shape=reach, padding=((0, 0),) * w.rank, output_shape=(rows, *rest))
+    return Blocks(batch // images * bands, images, bands, rows, g._replace(window=window))
+
+
+def map_blocks(form: Callable[..., jax.Array], x: jax.Array, g: ConvGeometry, blocks: Blocks) -> jax.Array:
+    """The forward sum: `form(x, geometry)` of every block, put together."""
+    x_block = _input_blocks(x, g, blocks)
+    if blocks.count == 1:
+        z = form(x_block(0), blocks.geometry)
+    else:
+        z = lax.map(lambda i: form(x_block(i), blocks.geometry), jnp.arange(blocks.count, dtype=jnp.int32))
+    z = z.reshape(x.shape[0], blocks.bands * blocks.rows, *g.window.output_shape[1:], z.shape[-1])
+    return z[:, : g.window.output_shape[0]]
+
+
+def sum_blocks(
+    form: Callable[..., jax.Array], x: jax.Array, delta: jax.Array, g: ConvGeometry, blocks: Blocks
+) -> jax.Array:
+    """The kernel's gradient: the sum of `form(x, delta, geometry)` over all blocks."""
+    delta = pad_axes(delta, [1], [(0, blocks.bands * blocks.rows - delta.shape[1])], 0)
+    x_block, delta_block = _input_blocks(x, g, blocks), _blocks(delta, blocks, blocks.rows, blocks.rows)
+    if blocks.count == 1:
+        return form(x_block(0), delta_block(0), blocks.geometry)
+
+    def step(total: jax.Array, i: jax.Array) -> tuple[jax.Array, None]:
+        return total + form(x_block(i), delta_block(i), blocks.geometry), None
+
+    shape = jax.eval_shape(lambda: form(x_block(0), delta_block(0), blocks.geometry)).shape
+    total, _ = lax.scan(step, jnp.zeros_like(x, shape=shape), jnp.arange(blocks.count, dtype=jnp.int32))
+    return total
+
+
+def _input_blocks(x: jax.Array, g: ConvGeometry, blocks: Blocks) -> Callable[..., jax.Array]:
+    """The i-th block of the padded input; neighbouring bands share the rows that both of them read."""
+    w = g.window
+    (low, _), *rest = read_padding(w)
+    read = (blocks.bands * blocks.rows - 1) * w.strides[0] + dilated_size(w.window_shape[0], w.dilation[0])
+
+    def padded(x: jax.Array) -> jax.Array:
+        return pad_axes(x, range(1, w.rank + 1), [(low, read - low - x.shape[1]), *rest], 0)
+
+    if blocks.bands > 1:
+        return _blocks(padded(x), blocks, blocks.rows * w.strides[0], blocks.geometry.window.input_shape[0])
+    # Padded here a block is written to the cache first; padded before, its copy would be fused into its readers.
+    images = _blocks(x, blocks, 0, x.shape[1])
+    return lambda i: padded(images(i))
+
+
+def _blocks(a: jax.Array, blocks: Blocks, step: int, rows: int) -> Callable[..., jax.Array]:
+    """The i-th block of an array: `rows` rows of it, `step` rows after the band before."""
+
+    def block(i: jax.Array | int) -> jax.Array:
+        if blocks.count == 1:
+            return a
+        images = lax.dynamic_slice_in_dim(a, i // blocks.bands * blocks.images, blocks.images, axis=0)
+        return images if blocks.bands == 1 else lax.dynamic_slice_in_dim(images, i % blocks.bands * step, rows, axis=1)
+
+    return block
