@@ -1,12 +1,14 @@
 """Matrix products of the taps' shifted views of the input."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from .._geometry import ConvGeometry
 from ._blocks import cut, sum_blocks
-from ._windows import tap_views
+from ._windows import first_axis_views, tap_views
 
 
 def project_then_add(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
@@ -22,19 +24,32 @@ def project_then_add(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Ar
 
 
 def rows_kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
-    """Delta, transposed, times the taps' views side by side, block by block.
+    """Delta, transposed, times the views of one row of taps side by side; block by block.
 
-    Of a product's two orders this is the one that runs along memory.
+    Of a product's two orders this is the one that runs along memory. The next row of taps reads the same views, some
+    rows on.
     """
+    channels, features = x.shape[-1], delta.shape[-1]
 
-    def product(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
-        rows = jnp.concatenate(list(tap_views(x, g.window, 0)), axis=-1)
-        columns = delta.reshape(-1, delta.shape[-1]).T
-        return jnp.matmul(columns, rows.reshape(-1, rows.shape[-1]), precision=g.precision)
+    def products(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
+        w = g.window
+        row = w._replace(
+            window_shape=(1, *w.window_shape[1:]),
+            strides=(1, *w.strides[1:]),
+            output_shape=(x.shape[1], *w.output_shape[1:]),
+        )
+        views = jnp.concatenate(list(tap_views(x, row, 0)), axis=-1)
+        columns = delta.reshape(-1, features).T
+        return jnp.stack(
+            [
+                jnp.matmul(columns, rows.reshape(-1, rows.shape[-1]), precision=g.precision)
+                for rows in first_axis_views(views, w._replace(input_shape=views.shape[1:-1]))
+            ]
+        )
 
-    channels = x.shape[-1]
-    blocks = cut(g, x.shape[0], g.window.taps * channels)
-    return sum_blocks(product, x, delta, g, blocks).T.reshape(*g.window.window_shape, channels, delta.shape[-1])
+    blocks = cut(g, x.shape[0], math.prod(g.window.window_shape[1:]) * channels)
+    sums = sum_blocks(products, x, delta, g, blocks).swapaxes(1, 2)
+    return sums.reshape(*g.window.window_shape, channels, features)
 
 
 def grouped_kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry, together: int) -> jax.Array:

@@ -14,6 +14,7 @@ Source: Lavin and Gray, "Fast algorithms for convolutional neural networks", 201
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from .._geometry import ConvGeometry
 from ._blocks import CELLS, Blocks, cut, map_blocks
@@ -26,20 +27,22 @@ OUTPUTS, INPUTS = 2, 4
 
 def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
     """Tiles of the input times the transformed weights, put together to outputs."""
-    factors = jnp.asarray(WEIGHTS, kernel.dtype)
-    weights = jnp.einsum("ai,bj,ijco->abco", factors, factors, kernel, precision=g.precision)
-    weights = weights.reshape(-1, *kernel.shape[-2:])
+    *_, channels, features = kernel.shape
+    both = jnp.asarray(np.kron(WEIGHTS, WEIGHTS), kernel.dtype)
+    weights = jnp.matmul(both, kernel.swapaxes(0, 1).reshape(-1, channels * features))
+    weights = weights.reshape(INPUTS**2, channels, features)
 
     def outputs(x: jax.Array, g: ConvGeometry) -> jax.Array:
-        tiles = _input_tiles(x, g)
-        m = jnp.matmul(tiles.reshape(INPUTS**2, -1, x.shape[-1]), weights, precision=g.precision)
-        m = m.reshape(INPUTS, INPUTS, *tiles.shape[1:-1], m.shape[-1])
-        rows = [m[0] + m[1] + m[2], m[1] - m[2] - m[3]]
-        y = jnp.stack([jnp.stack([r[0] + r[1] + r[2], r[1] - r[2] - r[3]], axis=3) for r in rows], axis=2)
-        y = y.reshape(x.shape[0], g.window.output_shape[0], -1, y.shape[-1])
+        rows, columns = (-(-out // OUTPUTS) for out in g.window.output_shape)
+        x = pad_axes(x, [2], [(0, (columns + 1) * OUTPUTS - x.shape[2])], 0)
+        d = _input_tiles(_input_tiles(x, 1, rows), 3, columns)
+        m = jnp.matmul(d.reshape(INPUTS**2, -1, channels), weights)
+        m = m.reshape(*d.shape[:-1], features)
+        y = _outputs(_outputs(m, 4), 2)
+        y = y.reshape(x.shape[0], rows * OUTPUTS, columns * OUTPUTS, features)
         return y[:, :, : g.window.output_shape[1]]
 
-    return map_blocks(outputs, x, g, blocks(g, x.shape[0], *kernel.shape[-2:]))
+    return map_blocks(outputs, x, g, blocks(g, x.shape[0], channels, features))
 
 
 def blocks(g: ConvGeometry, batch: int, channels: int, features: int) -> Blocks:
@@ -48,16 +51,15 @@ def blocks(g: ConvGeometry, batch: int, channels: int, features: int) -> Blocks:
     return cut(g, batch, per_output, OUTPUTS, limit=2 * CELLS)
 
 
-def _input_tiles(x: jax.Array, g: ConvGeometry) -> jax.Array:
-    """(16, N, rows of tiles, tiles in a row, C)."""
-    rows, columns = (-(-out // OUTPUTS) for out in g.window.output_shape)
-    x = pad_axes(x, [2], [(0, (columns + 1) * OUTPUTS - x.shape[2])], 0)
+def _input_tiles(x: jax.Array, axis: int, tiles: int) -> jax.Array:
+    """What the products take along an axis of 2 (tiles + 1) cells: a new first axis of 4, and the tiles."""
+    pairs = x.reshape(*x.shape[:axis], tiles + 1, OUTPUTS, *x.shape[axis + 1 :])
+    first, second = (lax.index_in_dim(pairs, i, axis + 1, keepdims=False) for i in range(OUTPUTS))
+    d0, d2 = (lax.slice_in_dim(first, i, i + tiles, axis=axis) for i in (0, 1))
+    d1, d3 = (lax.slice_in_dim(second, i, i + tiles, axis=axis) for i in (0, 1))
+    return jnp.stack([d0 - d2, d1 + d2, d2 - d1, d1 - d3])
 
-    def combined(x: jax.Array, axis: int, tiles: int) -> list[jax.Array]:
-        pairs = x.reshape(*x.shape[:axis], tiles + 1, OUTPUTS, *x.shape[axis + 1 :])
-        first, second = (jax.lax.index_in_dim(pairs, i, axis + 1, keepdims=False) for i in range(OUTPUTS))
-        d0, d2 = (jax.lax.slice_in_dim(first, i, i + tiles, axis=axis) for i in (0, 1))
-        d1, d3 = (jax.lax.slice_in_dim(second, i, i + tiles, axis=axis) for i in (0, 1))
-        return [d0 - d2, d1 + d2, d2 - d1, d1 - d3]
 
-    return jnp.stack([tile for row in combined(x, 1, rows) for tile in combined(row, 2, columns)])
+def _outputs(m: jax.Array, axis: int) -> jax.Array:
+    """Two outputs, on a new axis, from the first axis of 4."""
+    return jnp.stack([m[0] + m[1] + m[2], m[1] - m[2] - m[3]], axis)
