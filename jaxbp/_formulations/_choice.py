@@ -15,6 +15,8 @@ from . import _axes, _multiply_add, _phases, _product, _taps, _textbook, _winogr
 MAX_TAPS = 64
 MULTIPLY_ADD_TERMS = 40
 DENSE_MULTIPLY_ADD_TERMS = 32
+FEW_FEATURES = 16
+LARGE_WINDOW = 25
 
 Choice = tuple[str, str]
 
@@ -31,14 +33,15 @@ def forward_form(g: ConvGeometry, batch: int, channels: int, features: int) -> C
             return "transposed product", "windows do not overlap: one matrix product, put in place"
         phases = math.prod(w.input_dilation)
         wide_steps = any(s > 1 for s, d in zip(w.strides, w.input_dilation, strict=True) if d > 1)
-        if (groups > 1 or w.rank > 2) and phases <= MAX_TAPS and not wide_steps:
+        large = w.rank == 2 and w.taps > LARGE_WINDOW and features <= 4
+        if (groups > 1 or w.rank > 2 or large) and phases <= MAX_TAPS and not wide_steps:
             return "phases", "zeros between the input's cells are left out, phase by phase"
         return "textbook", "the compiler skips the zeros itself"
     if groups == 1 and _apart(w):
         return "product", "windows do not overlap: one matrix product"
     if groups > 1 and c * w.taps <= (MAX_TAPS if c == 1 else MULTIPLY_ADD_TERMS):
         return "multiply-add", "few channels in a group: a short elementwise sum"
-    if groups == 1 and c * w.taps <= DENSE_MULTIPLY_ADD_TERMS:
+    if groups == 1 and features <= FEW_FEATURES and c * w.taps <= DENSE_MULTIPLY_ADD_TERMS:
         return "multiply-add", "few channels: a short elementwise sum"
     if groups > 1 and w.rank <= 2:
         return "group by group", "grouped convolutions run as if dense"
