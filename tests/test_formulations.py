@@ -82,11 +82,6 @@ def more_axes(case: Conv) -> Conv:
     return one_group(case)
 
 
-def one_axis(case: Conv) -> Conv:
-    assume(len(case.kernel) == 3)
-    return case
-
-
 def three_by_three(case: Conv) -> Conv:
     """Two axes, 3x3 at stride 1, one group, no zeros."""
     assume(len(case.kernel) == 4)
@@ -135,12 +130,6 @@ FORMS = [
         "kernel",
         more_axes,
         lambda x, d, g: _axes.fold_kernel_grad(x, d, g, _textbook.kernel_grad),
-    ),
-    Form(
-        _axes.lift_kernel_grad,
-        "kernel",
-        one_axis,
-        lambda x, d, g: _axes.lift_kernel_grad(x, d, g, _textbook.kernel_grad),
     ),
     Form(_choice._group_by_group, "forward", anything),
     Form(_choice.forward, "forward", anything),

@@ -1,4 +1,4 @@
-"""Other ranks brought to two spatial axes, the rank that compilers have fast convolutions for."""
+"""Many spatial axes brought to two, the rank that compilers have fast convolutions for."""
 
 from collections.abc import Callable
 
@@ -29,11 +29,6 @@ def fold_kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry, form: Form
     return jnp.moveaxis(dkernel, -3, 0)
 
 
-def lift_kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry, form: Form) -> jax.Array:
-    """The kernel's gradient with the one spatial axis as two, the first of size 1."""
-    return form(x[:, None], delta[:, None], g._replace(window=_with_unit_axis(g.window)))[0]
-
-
 def _folded(x: jax.Array, w: Window) -> jax.Array:
     """(N * output, *rest, taps * C): for every output along the first axis what its taps read."""
     taps = jnp.concatenate(list(first_axis_views(x, w)), axis=-1)
@@ -43,9 +38,3 @@ def _folded(x: jax.Array, w: Window) -> jax.Array:
 def _without_first(w: Window) -> Window:
     """The window without its first axis."""
     return Window._make(per_axis[1:] for per_axis in w)
-
-
-def _with_unit_axis(w: Window) -> Window:
-    """The window with a first axis on which nothing happens."""
-    unit = ((1,), (1,), (1,), ((0, 0),), (1,), (1,), (1,))
-    return Window._make((*first, *per_axis) for first, per_axis in zip(unit, w, strict=True))

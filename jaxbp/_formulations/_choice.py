@@ -15,7 +15,7 @@ from . import _axes, _multiply_add, _phases, _product, _taps, _textbook, _winogr
 MAX_TAPS = 64
 MULTIPLY_ADD_TERMS = 40
 DENSE_MULTIPLY_ADD_TERMS = 32
-FEW_FEATURES = 16
+FEW_WEIGHTS = 512
 LARGE_WINDOW = 25
 
 Choice = tuple[str, str]
@@ -41,8 +41,8 @@ def forward_form(g: ConvGeometry, batch: int, channels: int, features: int) -> C
         return "product", "windows do not overlap: one matrix product"
     if groups > 1 and c * w.taps <= (MAX_TAPS if c == 1 else MULTIPLY_ADD_TERMS):
         return "multiply-add", "few channels in a group: a short elementwise sum"
-    if groups == 1 and features <= FEW_FEATURES and c * w.taps <= DENSE_MULTIPLY_ADD_TERMS:
-        return "multiply-add", "few channels: a short elementwise sum"
+    if groups == 1 and c * w.taps <= DENSE_MULTIPLY_ADD_TERMS and c * w.taps * features <= FEW_WEIGHTS:
+        return "multiply-add", "few weights: a short elementwise sum"
     if groups > 1 and w.rank <= 2:
         return "group by group", "grouped convolutions run as if dense"
     if groups == 1 and features <= 3 and c <= 32 and w.taps <= DENSE_MULTIPLY_ADD_TERMS and set(w.strides) <= {1}:
@@ -81,8 +81,6 @@ def kernel_grad_form(g: ConvGeometry, batch: int, channels: int, features: int) 
         return "grouped taps", "grouped convolutions run as if dense"
     if w.rank == 2 and c > 1:
         return "rows", "the taps' views as rows of one matrix, block by block: one product each"
-    if w.rank == 1 and c <= 4:
-        return "lift", "in two dimensions, the first of size 1, the compiler does better"
     return "textbook", "a dense convolution is what the compiler does best"
 
 
@@ -137,8 +135,6 @@ def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
             return _taps.rows_kernel_grad(x, delta, g)
         case "fold":
             return _axes.fold_kernel_grad(x, delta, g, kernel_grad)
-        case "lift":
-            return _axes.lift_kernel_grad(x, delta, g, _textbook.kernel_grad)
     return _textbook.kernel_grad(x, delta, g)
 
 
