@@ -80,7 +80,7 @@ def kernel_grad_form(g: ConvGeometry, batch: int, channels: int, features: int) 
     if groups > 1:
         return "grouped taps", "grouped convolutions run as if dense"
     if w.rank == 2 and c > 1:
-        return "rows", "the taps' views as rows of one matrix, block by block: one product each"
+        return "rows", "views of one row of taps side by side, block by block: a product for each row"
     return "textbook", "a dense convolution is what the compiler does best"
 
 
