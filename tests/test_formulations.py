@@ -18,8 +18,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from test_random import convolutions, lower_cased
 
+import jaxbp
 import loops
-from cases import CONVS, POOLS, Conv, assert_exact, integers, lax_is_right
+from cases import CONVS, POOLS, Conv, assert_exact, integers, lax_is_right, normal
 from jaxbp import _formulations
 from jaxbp._formulations import (
     _axes,
@@ -273,6 +274,19 @@ def test_random_geometries_reach_every_choice():
     }
     for choice, names in seen.items():
         assert names == strings(functions[choice], "returned") | ({"textbook"} & names), choice
+
+
+@pytest.mark.parametrize("kernel", [(3, 3, 32, 32), (1, 1, 32, 32), (3, 3, 1, 32)], ids=["dense", "1x1", "depthwise"])
+def test_gradients_of_examples_are_no_grouped_convolution(kernel):
+    """What vmap makes of lax's own kernel gradient: one group for each example, which runs as if dense."""
+    groups = 32 // kernel[-2]
+
+    def program(convolution):
+        gradient = jax.grad(lambda k, x: (convolution(x[None], k, feature_group_count=groups) ** 2).sum(), (0, 1))
+        return jax.jit(jax.vmap(gradient, (None, 0))).lower(normal(1, kernel), normal(2, (4, 9, 9, 32)))
+
+    assert f"group_count = {4 * groups}" in program(jaxbp.automatic.conv).as_text()
+    assert "group_count=" not in program(jaxbp.conv).compile().as_text()
 
 
 # ----------------------------------------------------------------------------------------------- windows
