@@ -111,12 +111,12 @@ def train_and_report(args: argparse.Namespace) -> int:
     plan = plan_for(count, args.epochs, args.seed)
     print(f"data      {data.name}: {count:,} images to learn from, {test_count:,} to test")
     print(f"training  epochs: {plan.epochs}, batch size: {plan.batch_size}, seed: {plan.seed}")
-    print(f"device    {jax.devices()[0].device_kind}, jax {jax.__version__}", flush=True)
 
     # A flag instead of KeyboardInterrupt: no step is left half done, and none of JAX's callbacks swallows it.
     stop = threading.Event()
     on_ctrl_c = signal.signal(signal.SIGINT, lambda *_: stop.set())
     try:
+        print(f"device    {jax.devices()[0].device_kind}, jax {jax.__version__}", flush=True)
         params = digits_cnn.init(jax.random.key(args.seed), data.train_images.shape[1:])
         runs = [start(name, ops, params, data, plan) for name, ops in (("by hand", jaxbp), ("automatic", automatic))]
         train(runs, data, plan, stop)

@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -241,17 +242,20 @@ def test_train_digits_exits_with_2(tmp_path: Path) -> None:
     assert result.stdout == "" and list(tmp_path.iterdir()) == []
 
 
-def start_training(folder: Path) -> subprocess.Popen[str]:
+@pytest.fixture
+def training(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     """A training that would take far longer than any test waits."""
-    return subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, str(EXAMPLES / "train_digits.py"), "--epochs", "10000"],
-        cwd=folder, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        yield process
+        process.kill()
 
 
 @pytest.mark.skipif(os.name == "nt", reason="sends SIGINT")
-def test_ctrl_c_reports_what_was_learnt_so_far(tmp_path: Path) -> None:
-    process = start_training(tmp_path)
+def test_ctrl_c_reports_what_was_learnt_so_far(tmp_path: Path, training: subprocess.Popen[str]) -> None:
+    process = training
     progress = ""
     while "images/s" not in progress:
         character = process.stderr.read(1)
@@ -268,8 +272,8 @@ def test_ctrl_c_reports_what_was_learnt_so_far(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="sends SIGINT")
-def test_ctrl_c_before_the_first_step_writes_nothing(tmp_path: Path) -> None:
-    process = start_training(tmp_path)
+def test_ctrl_c_before_the_first_step_writes_nothing(tmp_path: Path, training: subprocess.Popen[str]) -> None:
+    process = training
     while "device" not in process.stdout.readline():
         assert process.poll() is None
     process.send_signal(signal.SIGINT)
