@@ -216,7 +216,7 @@ def count(geometries: int) -> Counts:
     for name, mistakes, function, shapes in planted_cases():
         # With one image there is no difference between the first and all.
         mistakes = [m for m in mistakes if shapes[0][0] > 1 or "first image" not in m.name]
-        for dtype in DTYPES if FULL or shapes[0] == IMAGES[1] else DTYPES[:1]:
+        for dtype in DTYPES if FULL else DTYPES[:1] if shapes[0] == IMAGES[1] else DTYPES[1:]:
             args = arguments(function, mistakes, shapes, dtype)
             for mistake in mistakes:
                 *caught, hints = alarms(planted(function, mistake), function, args)

@@ -178,7 +178,7 @@ def fits(case: Conv) -> bool:
 
 
 @pytest.mark.parametrize("form", FORMS, ids=name_of)
-@settings(max_examples=max(8, settings.default.max_examples // 3))
+@settings(max_examples=max(6, settings.default.max_examples // 3))
 @given(case=convolutions())
 def test_form_equals_loops(form, case):
     case = form.fit(case)

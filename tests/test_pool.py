@@ -37,7 +37,7 @@ def all_pools(ops, case: Pool, inputs: jax.Array, left_out: tuple[str, ...] = ()
     """The value and the gradient of every pool in every way."""
     results = {}
     for op, extra in WAYS:
-        if op not in left_out:
+        if op not in left_out and extra not in left_out:
             arguments = case.arguments | POOL_ARGUMENTS[op][extra]
             y, (dx,) = pull_back(lambda x, op=op, a=arguments: getattr(ops, op)(x, case.window, **a), inputs)
             results[f"{op} {extra}".strip()] = (y, dx)
@@ -86,6 +86,8 @@ def test_equals_twin(name):
     case, inputs = POOLS[name], distinct(1, POOLS[name].inputs)
     # JAX has no gradient of max pooling with a window dilation or cropped.
     left_out = ("max_pool", "min_pool") if "dilat" in name or "negative" in name else ()
+    # Norms differ from one another in what they do to a number, not in which windows have it.
+    left_out = (*left_out, "p = 1", "p = 3") if name != "overlap, same" else left_out
     ours, twins = jax.jit(lambda x: [all_pools(ops, case, x, left_out) for ops in (jaxbp, jaxbp.automatic)])(inputs)
     terms = 4 * math.prod(case.window)
     for way, (y, dx) in ours.items():
