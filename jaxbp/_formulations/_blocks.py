@@ -29,22 +29,27 @@ class Blocks(NamedTuple):
     geometry: ConvGeometry
 
 
-def cut(g: ConvGeometry, batch: int, cells: int, multiple: int = 1, limit: int = 0) -> Blocks:
-    """Blocks whose temporaries of `cells` numbers for each output position fit; of a multiple of so many rows."""
+def cut(g: ConvGeometry, batch: int, cells: int, multiple: int = 1, times: int = 1) -> Blocks:
+    """Blocks whose temporaries of `cells` numbers for each output fit `times * CELLS`; of a multiple of so many rows."""
     w = g.window
     height, *rest = w.output_shape
     per_row = cells * math.prod(rest)
-    limit = limit or CELLS
+    limit = times * CELLS
     most = max(1, limit // (per_row * multiple)) * multiple
     bands = -(-height // most)
     rows = -(-height // (bands * multiple)) * multiple
-    images = max(n for n in range(1, batch + 1) if batch % n == 0 and (n == 1 or n * height * per_row <= limit))
+    images = largest_divisor(batch, limit // (height * per_row))
     reach = tuple(
         (out - 1) * s + dilated_size(k, d)
         for out, s, k, d in zip((rows, *rest), w.strides, w.window_shape, w.dilation, strict=True)
     )
     window = w._replace(input_shape=reach, padding=((0, 0),) * w.rank, output_shape=(rows, *rest))
     return Blocks(batch // images * bands, images, bands, rows, g._replace(window=window))
+
+
+def largest_divisor(size: int, most: int) -> int:
+    """The largest number up to `most`, but at least 1, that divides size."""
+    return max(n for n in range(1, max(1, min(size, most)) + 1) if size % n == 0)
 
 
 def map_blocks(form: Callable[..., jax.Array], x: jax.Array, g: ConvGeometry, blocks: Blocks) -> jax.Array:

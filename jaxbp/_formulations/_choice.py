@@ -11,14 +11,13 @@ import jax.numpy as jnp
 
 from .._geometry import ConvGeometry, Window, is_static, transposed
 from . import _axes, _multiply_add, _phases, _product, _taps, _textbook, _winograd
+from ._windows import Choice
 
 MAX_TAPS = 64
 MULTIPLY_ADD_TERMS = 40
 DENSE_MULTIPLY_ADD_TERMS = 32
 FEW_WEIGHTS = 512
 LARGE_WINDOW = 25
-
-Choice = tuple[str, str]
 
 
 def forward_form(g: ConvGeometry, batch: int, channels: int, features: int) -> Choice:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from .._geometry import ConvGeometry, Window, read_padding
+from ._blocks import largest_divisor
 from ._windows import pad_axes, tap_views
 
 # Images (or bands of their rows) added up explicitly, and taps in one program; more only slow the compiler down.
@@ -84,8 +85,8 @@ def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
 def _kernel_sums(x: jax.Array, delta: jax.Array, w: Window) -> jax.Array:
     """(taps, c, o, groups): the sum over batch and positions for every tap."""
     batch, rows = delta.shape[0], w.output_shape[0]
-    images = _largest_divisor(batch, AT_ONCE)
-    bands = _largest_divisor(rows, AT_ONCE // images)
+    images = largest_divisor(batch, AT_ONCE)
+    bands = largest_divisor(rows, AT_ONCE // images)
 
     def products(x: jax.Array, delta: jax.Array) -> jax.Array:
         """(taps, *positions, c, o, groups): the sum over some images, and over bands of rows, at every position."""
@@ -113,11 +114,6 @@ def _kernel_sums(x: jax.Array, delta: jax.Array, w: Window) -> jax.Array:
         shape = (w.taps, rows // bands, *delta.shape[2:-2], x.shape[-2], *delta.shape[-2:])
         positions, _ = lax.scan(step, jnp.zeros_like(x, shape=shape), blocks)
     return jnp.sum(positions, axis=tuple(range(1, w.rank + 1)))
-
-
-def _largest_divisor(size: int, most: int) -> int:
-    """The largest number up to `most` that divides size."""
-    return max(n for n in range(1, most + 1) if size % n == 0)
 
 
 def _channels_by_group(x: jax.Array, groups: int) -> jax.Array:

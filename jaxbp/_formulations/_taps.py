@@ -43,7 +43,7 @@ def rows_kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Arr
         return jnp.stack(
             [
                 jnp.matmul(columns, rows.reshape(-1, rows.shape[-1]), precision=g.precision)
-                for rows in first_axis_views(views, w._replace(input_shape=views.shape[1:-1]))
+                for rows in first_axis_views(views, w)
             ]
         )
 

@@ -150,7 +150,11 @@ def first_axis_views(x: jax.Array, w: Window) -> Iterator[jax.Array]:
     )
     rest = tuple((0, 0) for _ in range(1, w.rank))
     return tap_views(
-        x, first._replace(padding=(w.padding[0], *rest), output_shape=(w.output_shape[0], *x.shape[2:-1])), 0
+        x,
+        first._replace(
+            input_shape=x.shape[1:-1], padding=(w.padding[0], *rest), output_shape=(w.output_shape[0], *x.shape[2:-1])
+        ),
+        0,
     )
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from jax import lax
 
 from .._geometry import ConvGeometry
-from ._blocks import CELLS, Blocks, cut, map_blocks
+from ._blocks import Blocks, cut, map_blocks
 from ._windows import pad_axes
 
 WEIGHTS = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
@@ -48,7 +48,7 @@ def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
 def blocks(g: ConvGeometry, batch: int, channels: int, features: int) -> Blocks:
     """Blocks of twice the usual size: each of the 16 products should have many tiles."""
     per_output = (INPUTS // OUTPUTS) ** 2 * max(channels, features)
-    return cut(g, batch, per_output, OUTPUTS, limit=2 * CELLS)
+    return cut(g, batch, per_output, OUTPUTS, times=2)
 
 
 def _input_tiles(x: jax.Array, axis: int, tiles: int) -> jax.Array:
