@@ -30,7 +30,7 @@ class Blocks(NamedTuple):
 
 
 def cut(g: ConvGeometry, batch: int, cells: int, multiple: int = 1, times: int = 1) -> Blocks:
-    """Blocks whose temporaries of `cells` numbers for each output fit `times * CELLS`; of a multiple of so many rows."""
+    """Blocks of a multiple of so many rows; their temporaries of `cells` numbers per output fit `times * CELLS`."""
     w = g.window
     height, *rest = w.output_shape
     per_row = cells * math.prod(rest)
