@@ -42,7 +42,7 @@ def _max_fwd(w: Window, x: jax.Array) -> tuple[tuple[jax.Array, jax.Array], jax.
 def _max_bwd(w: Window, winners: jax.Array, cotangents: tuple[jax.Array, Any]) -> tuple[jax.Array]:
     """Upsample delta to the winners; the winners themselves, integers, send nothing back."""
     delta, _ = cotangents
-    return (formulations.upsample_winners(delta, winners, w),)
+    return (formulations.upsample_maxima(delta, winners, w),)
 
 
 _max.defvjp(_max_fwd, _max_bwd)

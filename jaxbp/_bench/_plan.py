@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from .._formulations import _choice, _windows
+from .._formulations import _choice, _upsample, _windows
 from .._geometry import ConvGeometry, Window, conv_window, dilated_size, make_window, transposed_padding
 from ._suite import Case
 
@@ -24,8 +24,8 @@ def plan(case: Case) -> list[tuple[str, str, str]]:
 def _pool_plan(op: str, w: Window) -> list[tuple[str, str, str]]:
     """The forms of a pool's two sums."""
     if op == "max_pool":
-        return [("forward", *_windows.max_form(w)), ("input gradient", *_windows.upsample_form(w))]
-    return [("forward", *_windows.sum_form(w)), ("input gradient", *_windows.even_form(w))]
+        return [("forward", *_windows.max_form(w)), ("input gradient", *_upsample.winners_form(w, chosen=True))]
+    return [("forward", *_windows.sum_form(w)), ("input gradient", *_upsample.even_form(w))]
 
 
 def plan_text(cases: Iterable[Case]) -> str:

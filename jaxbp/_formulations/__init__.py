@@ -14,7 +14,7 @@ from jax import lax
 
 from .._arguments import sum_dtype, wider
 from .._geometry import ConvGeometry, Window
-from . import _choice, _textbook, _windows
+from . import _choice, _textbook, _upsample, _windows
 from ._textbook import rot180 as rot180
 
 
@@ -68,13 +68,19 @@ def max_and_winners(x: jax.Array, w: Window) -> tuple[jax.Array, jax.Array]:
 @partial(jax.jit, static_argnums=2, inline=True)
 def upsample_winners(delta: jax.Array, winners: jax.Array, w: Window) -> jax.Array:
     """Each delta at the input cell that won its window, added where one cell won several, 0 elsewhere."""
-    return _or_zeros(_windows.upsample_winners, delta, winners, w)
+    return _or_zeros(_upsample.by_winners, delta, winners, w)
+
+
+@partial(jax.jit, static_argnums=2, inline=True)
+def upsample_maxima(delta: jax.Array, winners: jax.Array, w: Window) -> jax.Array:
+    """The same for the winners that `max_and_winners` chose, of which more is known than of any."""
+    return _or_zeros(partial(_upsample.by_winners, chosen=True), delta, winners, w)
 
 
 @partial(jax.jit, static_argnums=2, inline=True)
 def unpool_winners(values: jax.Array, winners: jax.Array, w: Window) -> jax.Array:
     """Each value at the input cell that won its window, the last one where a cell won several, 0 elsewhere."""
-    return _or_zeros(_windows.unpool_winners, values, winners, w)
+    return _or_zeros(_upsample.unpool, values, winners, w)
 
 
 @partial(jax.jit, static_argnums=2, inline=True)
@@ -95,7 +101,7 @@ def window_sum(x: jax.Array, w: Window) -> jax.Array:
 @partial(jax.jit, static_argnums=1, inline=True)
 def upsample_evenly(delta: jax.Array, w: Window) -> jax.Array:
     """Each delta at every input cell of its window, added where windows overlap."""
-    return _or_zeros(lambda d, _, w: _windows.upsample_evenly(d, w), delta, None, w)
+    return _or_zeros(lambda d, _, w: _upsample.evenly(d, w), delta, None, w)
 
 
 def _or_zeros(form: Callable[..., jax.Array], delta: jax.Array, winners: jax.Array | None, w: Window) -> jax.Array:

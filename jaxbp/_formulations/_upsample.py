@@ -1,0 +1,189 @@
+"""The way back from windows to cells: delta to the winners, or to all alike. No scatter.
+
+Arrays are (*batch, *output, C). Where a scatter would ask for each window which cell it writes to, these forms ask for
+each cell which windows reach it: with stride s, cell `p` of the padded input is `q s + r`, and the window `q - j`
+covers it with tap `t` where `t d = j s + r`. So for each of the few j there is one expression over all cells, in which
+the tap depends on the phase r alone.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from .._geometry import Window, dilated_size, transposed
+from ._windows import Choice, axis_sum, pad_axes, spatial_axes
+
+# More windows than this that reach a cell are given back axis by axis, or looped over.
+WINDOWS_AT_ONCE = 16
+
+
+def winners_form(w: Window, chosen: bool) -> Choice:
+    """The form of an upsampling by winners; `chosen`: a maximum chose them."""
+    if math.prod(_reach(w)) <= WINDOWS_AT_ONCE:
+        return "windows back", "each window that reaches a cell: does the winner lie here? No scatter"
+    if chosen:
+        return "axis by axis", "many windows reach a cell: a sum of sizes, not their product. No scatter"
+    return "windows back, looped", "many windows reach a cell: a loop over them, no scatter"
+
+
+def even_form(w: Window) -> Choice:
+    """The form of an even upsampling."""
+    if all(k == s for k, s in zip(w.window_shape, w.strides, strict=True)):
+        return "windows back", "windows do not overlap: delta is repeated"
+    return "axis by axis", "the transpose of a sum, along each axis alone"
+
+
+def by_winners(delta: jax.Array, winners: jax.Array, w: Window, chosen: bool = False) -> jax.Array:
+    """Give each delta to the input cell that won its window; the sum where a cell won several."""
+    # Bytes inside a padded view compare several times slower than int32.
+    winners = winners.astype(jnp.int32)
+    if winners_form(w, chosen)[0] == "axis by axis":
+        return _by_winners_axis_by_axis(delta, winners, w)
+    return _windows_back(w, [Written(delta, _add)], winners)[0]
+
+
+def unpool(values: jax.Array, winners: jax.Array, w: Window) -> jax.Array:
+    """Write each value to the cell that won its window; the last window's where a cell won several."""
+    return _windows_back(w, [Written(values, _overwrite)], winners.astype(jnp.int32))[0]
+
+
+def evenly(delta: jax.Array, w: Window) -> jax.Array:
+    """Give each delta to every input cell of its window: the transpose of a sum over windows."""
+    if even_form(w)[0] == "windows back":
+        return _windows_back(w, [Written(delta, _add)])[0]
+    for i in range(w.rank):
+        if w.strides[i] == 1 and w.output_shape[i] != 1:
+            delta = axis_sum(delta, transposed(w), i)
+        else:
+            (delta,) = _windows_back(_axis_alone(w, i, delta), [Written(delta, _add)])
+    return delta
+
+
+class Written(NamedTuple):
+    """What windows write to cells: one number for each window, how a cell takes it in, what a cell has at first."""
+
+    values: jax.Array
+    fold: Callable[..., jax.Array]
+    otherwise: int = 0
+
+
+def _add(total: jax.Array, value: jax.Array, reaches: jax.Array | bool) -> jax.Array:
+    """The sum of what reaches a cell."""
+    return total + jnp.where(reaches, value, 0)
+
+
+def _overwrite(kept: jax.Array, value: jax.Array, reaches: jax.Array | bool) -> jax.Array:
+    """The last that reaches a cell."""
+    return jnp.where(reaches, value, kept)
+
+
+def _by_winners_axis_by_axis(delta: jax.Array, winners: jax.Array, w: Window) -> jax.Array:
+    """Give delta back along the first axis, then the next: for winners that a maximum chose.
+
+    All windows that cover the same columns and chose a cell in the same row chose the same cell of it. So a delta that
+    has come to its row needs no more than one place along the rest, whichever window it came from.
+    """
+    for i in range(w.rank):
+        rest = math.prod(w.window_shape[i + 1 :])
+        here = winners // rest
+        written = [Written(delta, _add), Written(winners % rest, _overwrite, rest)]
+        delta, *places = _windows_back(_axis_alone(w, i, delta), written[: 1 if rest == 1 else 2], here)
+        winners = places[0] if places else here
+    return delta
+
+
+def _windows_back(w: Window, written: Sequence[Written], winners: jax.Array | None = None) -> list[jax.Array]:
+    """Fold `fold(total, values, reaches)` over the windows that may reach each cell, first to last.
+
+    All three are broadcast over (*batch, block, phase, ..., C). A window reaches a cell that won it, or without
+    winners every cell that it covers.
+    """
+    like = written[0].values
+    w = w._replace(strides=_block_sizes(w))
+    axes, reach = spatial_axes(w, like.ndim), _reach(w)
+    blocks = [-(-(low + n) // s) for (low, _), n, s in zip(w.padding, w.input_shape, w.strides, strict=True)]
+    pads = [(most - 1, b - out) for most, b, out in zip(reach, blocks, w.output_shape, strict=True)]
+    padded = [pad_axes(each.values, axes, pads, 0) for each in written]
+    padded_winners = None if winners is None else pad_axes(winners, axes, pads, w.taps)
+    phased = [size for b, s in zip(blocks, w.strides, strict=True) for size in (b, s)]
+    shape = (*like.shape[: axes.start], *phased, like.shape[-1])
+
+    def fold_window(starts: Sequence[Any], totals: list[jax.Array]) -> list[jax.Array]:
+        """Fold in, for every block, the window that lies `starts` windows behind the first that reaches it."""
+
+        def view(a: jax.Array) -> jax.Array:
+            for axis, start, b in zip(axes, starts, blocks, strict=True):
+                a = lax.dynamic_slice_in_dim(a, start, b, axis)
+            return jnp.expand_dims(a, [axis + 1 + i for i, axis in enumerate(axes)])
+
+        tap, reaches = _tap(w, [most - 1 - start for most, start in zip(reach, starts, strict=True)], axes.start)
+        if padded_winners is not None:
+            reaches &= view(padded_winners) == tap
+        return [each.fold(t, view(a), reaches) for t, a, each in zip(totals, padded, written, strict=True)]
+
+    totals = [jnp.full_like(each.values, each.otherwise, shape=shape) for each in written]
+    if math.prod(reach) <= WINDOWS_AT_ONCE:
+        for starts in itertools.product(*map(range, reach)):
+            totals = fold_window(starts, totals)
+    else:
+        totals = lax.fori_loop(
+            0, math.prod(reach), lambda i, totals: fold_window(jnp.unravel_index(i, tuple(reach)), totals), totals
+        )
+    cells = [b * s for b, s in zip(blocks, w.strides, strict=True)]
+    crop = [(-low, low + n - c) for (low, _), n, c in zip(w.padding, w.input_shape, cells, strict=True)]
+    whole = (*like.shape[: axes.start], *cells, like.shape[-1])
+    return [pad_axes(total.reshape(whole), axes, crop, 0) for total in totals]
+
+
+def _tap(w: Window, steps: Sequence[Any], first: int) -> tuple[jax.Array, jax.Array | bool]:
+    """The tap with which window q - j covers each phase of block q, and whether it covers it; `steps` are the j.
+
+    Counted, not looked up: a loop over cells runs several times faster where it reads no table.
+    """
+    shape = [1] * (first + 1) + [size for s in w.strides for size in (s, 1)]
+    tap, covered = jnp.zeros((), jnp.int32), True
+    for i, (k, d, s, j) in enumerate(zip(w.window_shape, w.dilation, w.strides, steps, strict=True)):
+        offset = j * s + lax.broadcasted_iota(jnp.int32, shape, first + 1 + 2 * i)
+        tap = tap * k + offset // d
+        if d > 1:
+            covered &= offset % d == 0
+        if not isinstance(j, int) or (j + 1) * s > dilated_size(k, d):
+            covered &= offset // d < k
+    return tap, covered
+
+
+def _block_sizes(w: Window) -> tuple[int, ...]:
+    """The strides, but a lone window has none: with a stride of its own size it is one block."""
+    return tuple(
+        dilated_size(k, d) if out == 1 else s
+        for k, d, s, out in zip(w.window_shape, w.dilation, w.strides, w.output_shape, strict=True)
+    )
+
+
+def _reach(w: Window) -> list[int]:
+    """How many windows reach a cell along each axis, at most."""
+    return [-(-dilated_size(k, d) // s) for k, d, s in zip(w.window_shape, w.dilation, _block_sizes(w), strict=True)]
+
+
+def _axis_alone(w: Window, i: int, values: jax.Array) -> Window:
+    """The window that slides along spatial axis i of the pooled values alone."""
+    sizes = tuple(values.shape[axis] for axis in spatial_axes(w, values.ndim))
+
+    def only(per_axis: tuple, others: tuple) -> tuple:
+        return (*others[:i], per_axis[i], *others[i + 1 :])
+
+    ones = (1,) * w.rank
+    return Window(
+        only(w.input_shape, sizes),
+        only(w.window_shape, ones),
+        only(w.strides, ones),
+        only(w.padding, ((0, 0),) * w.rank),
+        only(w.dilation, ones),
+        ones,
+        only(w.output_shape, sizes),
+    )
