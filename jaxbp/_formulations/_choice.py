@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from .._geometry import ConvGeometry, Window, is_static, transposed
-from . import _axes, _multiply_add, _phases, _product, _taps, _textbook, _winograd
+from . import _axes, _bands, _multiply_add, _phases, _product, _taps, _textbook, _winograd
 from ._windows import Choice
 
 MAX_TAPS = 64
@@ -18,6 +18,7 @@ MULTIPLY_ADD_TERMS = 40
 DENSE_MULTIPLY_ADD_TERMS = 32
 FEW_WEIGHTS = 512
 LARGE_WINDOW = 25
+MOST_ZEROS = 8
 
 
 def forward_form(g: ConvGeometry, batch: int, channels: int, features: int) -> Choice:
@@ -42,6 +43,8 @@ def forward_form(g: ConvGeometry, batch: int, channels: int, features: int) -> C
         return "multiply-add", "few channels in a group: a short elementwise sum"
     if groups == 1 and c * w.taps <= DENSE_MULTIPLY_ADD_TERMS and c * w.taps * features <= FEW_WEIGHTS:
         return "multiply-add", "few weights: a short elementwise sum"
+    if groups == 1 and _suits_bands(w, batch, c, features):
+        return "bands", "few channels, a large window: rows of cells times a banded matrix"
     if groups > 1 and w.rank <= 2:
         return "group by group", "grouped convolutions run as if dense"
     if groups == 1 and features <= 3 and c <= 32 and w.taps <= DENSE_MULTIPLY_ADD_TERMS and set(w.strides) <= {1}:
@@ -100,7 +103,9 @@ def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
         case "group by group":
             return _group_by_group(x, kernel, g)
         case "project then add":
-            return _multiply_add.in_parts(lambda x: _taps.project_then_add(x, kernel, g), x)
+            return _taps.project_then_add(x, kernel, g)
+        case "bands":
+            return _bands.forward(x, kernel, g)
         case "fold":
             return _axes.fold_forward(x, kernel, g, forward)
         case "winograd":
@@ -142,6 +147,14 @@ def _apart(w: Window) -> bool:
     if any(d > 1 for d in w.input_dilation):
         return False
     return w.taps == 1 or (w.window_shape == w.strides and set(w.dilation) <= {1})
+
+
+def _suits_bands(w: Window, batch: int, channels: int, features: int) -> bool:
+    """Whether a window is large enough for its banded matrix, which then has rows and columns enough to multiply."""
+    if w.rank != 2 or w.taps < LARGE_WINDOW or w.input_shape[-1] > MOST_ZEROS * w.window_shape[-1]:
+        return False
+    rows, columns = batch * w.output_shape[0], w.output_shape[-1] * features
+    return channels <= 16 and features < 8 and columns >= 64 and rows >= 256
 
 
 def _suits_winograd(g: ConvGeometry, batch: int, channels: int, features: int) -> bool:

@@ -7,7 +7,6 @@ along the groups (or, in a single group, along the outputs).
 """
 
 import functools
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +14,7 @@ from jax import lax
 
 from .._geometry import ConvGeometry, Window, read_padding
 from ._blocks import largest_divisor
+from ._memory import written
 from ._windows import pad_axes, tap_views
 
 # Images (or bands of their rows) added up explicitly, and taps in one program; more only slow the compiler down.
@@ -24,25 +24,6 @@ TAPS_AT_ONCE = 4
 
 def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
     """Add up every tap of every channel of the group."""
-    return in_parts(lambda images: _forward(images, kernel, g), x)
-
-
-def in_parts(form: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
-    """`form(x)` in a loop over a few parts of the batch.
-
-    The compiler may compute an elementwise sum anew inside each of its consumers: a pool that reads four shifted
-    views of it would pay four times. What a loop has written, it reads.
-    """
-    batch = x.shape[0]
-    parts = next((n for n in (2, 3, 5, 7) if batch % n == 0), 1)
-    if parts == 1:
-        return form(x)
-    z = lax.map(form, x.reshape(parts, batch // parts, *x.shape[1:]))
-    return z.reshape(batch, *z.shape[2:])
-
-
-def _forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
-    """The sum for some of the images."""
     groups = g.feature_group_count
     *_, c, features = kernel.shape
     weights = kernel.reshape(-1, c, *[1] * (x.ndim - 1), groups, features // groups).swapaxes(-2, -1)
@@ -50,7 +31,7 @@ def _forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
     for tap, view in enumerate(tap_views(_channels_by_group(x, groups), g.window, 0, trailing=2)):
         for channel in range(c):
             total = total + view[..., channel, None, :] * weights[tap, channel]
-    return total.swapaxes(-2, -1).reshape(*total.shape[:-2], features)
+    return written(total.swapaxes(-2, -1).reshape(*total.shape[:-2], features))
 
 
 def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:

@@ -8,6 +8,7 @@ from jax import lax
 
 from .._geometry import ConvGeometry
 from ._blocks import cut, sum_blocks
+from ._memory import written
 from ._windows import first_axis_views, tap_views
 
 
@@ -20,7 +21,7 @@ def project_then_add(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Ar
     # The view of tap t is read from part t alone.
     for tap, part in enumerate(parts):
         total = total + next(view for i, view in enumerate(tap_views(part, w, 0)) if i == tap)
-    return total
+    return written(total)
 
 
 def rows_kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:

@@ -1,0 +1,45 @@
+"""Banded matrices: the last spatial axis and the channels as one row of cells, for few channels.
+
+Along one axis a convolution is a product with a matrix whose entry (i, o) is the weight of the tap with which output o
+reads cell i, and 0 where it reads another: a band along the diagonal. With C channels the entries are blocks of the
+kernel. Most of the products are with zeros; but where channels are few a convolution spends its time on gathering its
+windows, and one matrix product of whole rows does not gather.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .._geometry import ConvGeometry, Window
+from ._windows import tap_views
+
+
+def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
+    """Rows of cells, those of all taps along the other axes side by side, times the banded matrix."""
+    *window, channels, features = kernel.shape
+    taps = kernel.reshape(-1, window[-1], channels, features)
+    matrix = jnp.einsum("tio,rtcf->ricof", _band(g.window, kernel.dtype), taps, precision=g.precision)
+    rows = _rows(x, g.window)
+    z = jnp.matmul(rows, matrix.reshape(rows.shape[-1], -1), precision=g.precision)
+    return z.reshape(x.shape[0], *g.window.output_shape, features)
+
+
+def _rows(x: jax.Array, w: Window) -> jax.Array:
+    """(N * outputs along the other axes, taps along them * cells * C): the whole rows that a row of outputs reads."""
+    whole = w._replace(
+        window_shape=(*w.window_shape[:-1], 1),
+        strides=(*w.strides[:-1], 1),
+        padding=(*w.padding[:-1], (0, 0)),
+        output_shape=(*w.output_shape[:-1], w.input_shape[-1]),
+    )
+    views = [view.reshape(*view.shape[:-2], -1) for view in tap_views(x, whole, 0)]
+    rows = jnp.concatenate(views, axis=-1)
+    return rows.reshape(math.prod(rows.shape[:-1]), -1)
+
+
+def _band(w: Window, dtype: jnp.dtype) -> jax.Array:
+    """(taps, cells, outputs) along the last axis: 1 where an output reads a cell with a tap."""
+    taps, cells, outputs = np.ogrid[: w.window_shape[-1], : w.input_shape[-1], : w.output_shape[-1]]
+    return jnp.asarray(cells == outputs * w.strides[-1] + taps * w.dilation[-1] - w.padding[-1][0], dtype)
