@@ -214,7 +214,6 @@ def test_every_form_is_tested():
     helpers = {
         "_choice": {"forward_form", "input_grad_form", "kernel_grad_form"},
         "_textbook": {"rot180", "exchange_channels"},
-        "_multiply_add": {"in_parts"},
         "_blocks": {"cut", "largest_divisor", "map_blocks", "sum_blocks"},
         "_winograd": {"blocks"},
     }

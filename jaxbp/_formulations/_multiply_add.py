@@ -19,7 +19,7 @@ from ._windows import pad_axes, tap_views
 
 # Images (or bands of their rows) added up explicitly, and taps in one program; more only slow the compiler down.
 AT_ONCE = 8
-TAPS_AT_ONCE = 4
+TAPS_AT_ONCE = 9
 
 
 def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:

@@ -28,9 +28,9 @@ OUTPUTS, INPUTS = 2, 4
 def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
     """Tiles of the input times the transformed weights, put together to outputs."""
     *_, channels, features = kernel.shape
-    both = jnp.asarray(np.kron(WEIGHTS, WEIGHTS), kernel.dtype)
-    weights = jnp.matmul(both, kernel.swapaxes(0, 1).reshape(-1, channels * features))
-    weights = weights.reshape(INPUTS**2, channels, features)
+    # In the order in which the tiles' axes come below: columns, then rows.
+    both = jnp.asarray(np.einsum("ic,jr->ijrc", WEIGHTS, WEIGHTS).reshape(INPUTS**2, -1), kernel.dtype)
+    weights = jnp.matmul(both, kernel.reshape(-1, channels * features)).reshape(INPUTS**2, channels, features)
 
     def outputs(x: jax.Array, g: ConvGeometry) -> jax.Array:
         rows, columns = (-(-out // OUTPUTS) for out in g.window.output_shape)
