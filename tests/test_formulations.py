@@ -24,6 +24,7 @@ from cases import CONVS, POOLS, Conv, assert_exact, integers, lax_is_right, norm
 from jaxbp import _formulations
 from jaxbp._formulations import (
     _axes,
+    _bands,
     _blocks,
     _choice,
     _multiply_add,
@@ -120,6 +121,8 @@ FORMS = [
         lambda x, d, g: _taps.grouped_kernel_grad(x, d, g, g.feature_group_count),
     ),
     Form(_winograd.forward, "forward", three_by_three),
+    Form(_winograd.kernel_grad, "kernel", three_by_three),
+    Form(_bands.forward, "forward", one_group),
     Form(
         _phases.forward,
         "forward",
@@ -188,7 +191,9 @@ def test_form_equals_loops(form, case):
 
 
 @pytest.mark.parametrize(
-    "form", [f for f in FORMS if f.function in (_taps.rows_kernel_grad, _winograd.forward)], ids=name_of
+    "form",
+    [f for f in FORMS if f.function in (_taps.rows_kernel_grad, _winograd.forward, _winograd.kernel_grad)],
+    ids=name_of,
 )
 @pytest.mark.parametrize("cells", [1, 1 << 10])
 @settings(max_examples=8)

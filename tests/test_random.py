@@ -62,11 +62,17 @@ def convolutions(draw):
     groups = draw(st.sampled_from([1, 1, 2, 3]))
     group_channels, group_features = draw(st.sampled_from([1, 1, 2, 3, 4, 8, 18])), draw(st.integers(1, 3))
     batch = draw(st.sampled_from([1, 2, 3, 2]))
-    if rank == 2 and draw(st.integers(0, 9)) == 0:
-        # Many channels, 3x3: the commonest layer of all.
-        sizes, window, spans, groups, batch = [n + 2 for n in sizes], [3, 3], [3, 3], 1, 4
-        strides, dilation, input_dilation, dilated = [1, 1], [1, 1], [1, 1], sizes
-        group_channels, group_features = 32, 32
+    common = draw(st.integers(0, 9)) if rank == 2 else None
+    if common in (0, 1):
+        # The commonest layers of all: many channels and 3x3, few channels and 5x5.
+        many = common == 0
+        size, batch = (3, 8) if many else (5, 32)
+        sizes, groups = [n + (6 if many else 12) for n in sizes], 1
+        window, spans, dilated = [size, size], [size, size], sizes
+        strides, dilation, input_dilation = [1, 1], [1, 1], [1, 1]
+        group_channels, group_features = (
+            (draw(st.sampled_from([32, 64])),) * 2 if many else (3, draw(st.integers(3, 7)))
+        )
     arguments = dict(
         strides=tuple(strides),
         padding=draw(paddings(dilated, spans, strides, words=input_dilation == [1] * rank)),

@@ -19,6 +19,7 @@ DENSE_MULTIPLY_ADD_TERMS = 32
 FEW_WEIGHTS = 512
 LARGE_WINDOW = 25
 MOST_ZEROS = 8
+FEWEST_TILES = 128
 
 
 def forward_form(g: ConvGeometry, batch: int, channels: int, features: int) -> Choice:
@@ -81,6 +82,8 @@ def kernel_grad_form(g: ConvGeometry, batch: int, channels: int, features: int) 
         return "multiply-add", "depthwise: products summed over the batch, one reduction for all taps"
     if groups > 1:
         return "grouped taps", "grouped convolutions run as if dense"
+    if min(c, o) >= 64 and _suits_winograd(g, batch, c, o):
+        return "winograd", "3x3 at stride 1: 16 products where 36 are usual"
     if w.rank == 2 and c > 1:
         return "rows", "views of one row of taps side by side, block by block: a product for each row"
     return "textbook", "a dense convolution is what the compiler does best"
@@ -135,6 +138,8 @@ def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
         case "grouped taps":
             together = max(b for b in range(1, max(1, 16 // c) + 1) if groups % b == 0)
             return _taps.grouped_kernel_grad(x, delta, g, together)
+        case "winograd":
+            return _winograd.kernel_grad(x, delta, g)
         case "rows":
             return _taps.rows_kernel_grad(x, delta, g)
         case "fold":
@@ -162,9 +167,9 @@ def _suits_winograd(g: ConvGeometry, batch: int, channels: int, features: int) -
     w = g.window
     if w.window_shape != (3, 3) or {*w.strides, *w.dilation, g.feature_group_count} != {1} or g.precision is not None:
         return False
-    tiles = batch * math.prod(-(-out // _winograd.OUTPUTS) for out in w.output_shape)
+    tiles = math.prod(-(-out // _winograd.OUTPUTS) for out in w.output_shape)
     fits = _winograd.blocks(g, batch, channels, features).bands == 1
-    return min(channels, features) >= 32 and tiles >= max(channels, features) and fits
+    return min(channels, features) >= 32 and tiles > 4 and batch * tiles >= FEWEST_TILES and fits
 
 
 def _group_by_group(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:

@@ -7,17 +7,16 @@ Along one axis two neighbouring outputs of a window of three weights share four 
 
 Along both axes: tiles of 2x2 outputs from 4x4 inputs. The sum over the channels turns each of the 16 products into a
 matrix product over all tiles. The factors are halves and signs, so that errors stay within a small factor of the
-direct sum's; larger tiles save more products and lose digits.
+direct sum's; larger tiles save more products and lose digits. The kernel's gradient takes the same steps backward.
 Source: Lavin and Gray, "Fast algorithms for convolutional neural networks", 2015.
 """
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from .._geometry import ConvGeometry
-from ._blocks import Blocks, cut, map_blocks
+from ._blocks import Blocks, cut, map_blocks, sum_blocks
 from ._windows import pad_axes
 
 WEIGHTS = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
@@ -28,21 +27,31 @@ OUTPUTS, INPUTS = 2, 4
 def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
     """Tiles of the input times the transformed weights, put together to outputs."""
     *_, channels, features = kernel.shape
-    # In the order in which the tiles' axes come below: columns, then rows.
-    both = jnp.asarray(np.einsum("ic,jr->ijrc", WEIGHTS, WEIGHTS).reshape(INPUTS**2, -1), kernel.dtype)
-    weights = jnp.matmul(both, kernel.reshape(-1, channels * features)).reshape(INPUTS**2, channels, features)
+    weights = jnp.matmul(_both_axes(kernel.dtype), kernel.reshape(-1, channels * features))
+    weights = weights.reshape(INPUTS**2, channels, features)
 
     def outputs(x: jax.Array, g: ConvGeometry) -> jax.Array:
-        rows, columns = (-(-out // OUTPUTS) for out in g.window.output_shape)
-        x = pad_axes(x, [2], [(0, (columns + 1) * OUTPUTS - x.shape[2])], 0)
-        d = _input_tiles(_input_tiles(x, 1, rows), 3, columns)
-        m = jnp.matmul(d.reshape(INPUTS**2, -1, channels), weights)
-        m = m.reshape(*d.shape[:-1], features)
-        y = _outputs(_outputs(m, 4), 2)
+        rows, columns = _tile_counts(g)
+        m = jnp.matmul(_tiles_of_input(x, rows, columns), weights)
+        y = _outputs(m.reshape(INPUTS, -1, features))
+        y = _outputs(y.reshape(INPUTS, x.shape[0] * rows, -1))
         y = y.reshape(x.shape[0], rows * OUTPUTS, columns * OUTPUTS, features)
         return y[:, :, : g.window.output_shape[1]]
 
     return map_blocks(outputs, x, g, blocks(g, x.shape[0], channels, features))
+
+
+def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
+    """Tiles of delta, transposed, times tiles of the input: the gradient of the transformed weights, taken back."""
+    channels, features = x.shape[-1], delta.shape[-1]
+
+    def products(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
+        rows, columns = _tile_counts(g)
+        return jnp.matmul(_tiles_of_delta(delta, rows, columns).swapaxes(1, 2), _tiles_of_input(x, rows, columns))
+
+    sums = sum_blocks(products, x, delta, g, blocks(g, x.shape[0], channels, features))
+    taps = jnp.matmul(_both_axes(x.dtype).T, sums.reshape(INPUTS**2, -1))
+    return taps.reshape(*g.window.window_shape, features, channels).swapaxes(-2, -1)
 
 
 def blocks(g: ConvGeometry, batch: int, channels: int, features: int) -> Blocks:
@@ -51,15 +60,47 @@ def blocks(g: ConvGeometry, batch: int, channels: int, features: int) -> Blocks:
     return cut(g, batch, per_output, OUTPUTS, times=2)
 
 
-def _input_tiles(x: jax.Array, axis: int, tiles: int) -> jax.Array:
-    """What the products take along an axis of 2 (tiles + 1) cells: a new first axis of 4, and the tiles."""
-    pairs = x.reshape(*x.shape[:axis], tiles + 1, OUTPUTS, *x.shape[axis + 1 :])
-    first, second = (lax.index_in_dim(pairs, i, axis + 1, keepdims=False) for i in range(OUTPUTS))
-    d0, d2 = (lax.slice_in_dim(first, i, i + tiles, axis=axis) for i in (0, 1))
-    d1, d3 = (lax.slice_in_dim(second, i, i + tiles, axis=axis) for i in (0, 1))
+def _both_axes(dtype: jnp.dtype) -> jax.Array:
+    """(16, 9): what the weights are transformed with, in the order of the tiles' axes below: columns, then rows."""
+    return jnp.asarray(np.einsum("ic,jr->ijrc", WEIGHTS, WEIGHTS).reshape(INPUTS**2, -1), dtype)
+
+
+def _tile_counts(g: ConvGeometry) -> list[int]:
+    """How many tiles a block's outputs need along each axis."""
+    return [-(-out // OUTPUTS) for out in g.window.output_shape]
+
+
+def _tiles_of_input(x: jax.Array, rows: int, columns: int) -> jax.Array:
+    """(16, tiles, C): what the products take of a block of the padded input."""
+    n, height, _, channels = x.shape
+    x = pad_axes(x, [2], [(0, (columns + 1) * OUTPUTS - x.shape[2])], 0)
+    d = _inputs(x.reshape(n, height, -1), rows)
+    return _inputs(d.reshape(-1, x.shape[2], channels), columns).reshape(INPUTS**2, -1, channels)
+
+
+def _tiles_of_delta(delta: jax.Array, rows: int, columns: int) -> jax.Array:
+    """(16, tiles, O): the gradient of the products, each with what it added to its tile's outputs."""
+    n, height, width, features = delta.shape
+    delta = pad_axes(delta, [1, 2], [(0, rows * OUTPUTS - height), (0, columns * OUTPUTS - width)], 0)
+    e = _outputs_back(delta.reshape(n, rows * OUTPUTS, -1))
+    return _outputs_back(e.reshape(-1, columns * OUTPUTS, features)).reshape(INPUTS**2, -1, features)
+
+
+def _inputs(x: jax.Array, tiles: int) -> jax.Array:
+    """(4, A, tiles, B) from (A, 2 (tiles + 1), B): what the products take along the middle axis."""
+    pairs = x.reshape(x.shape[0], tiles + 1, OUTPUTS, -1)
+    first, second = pairs[:, :, 0], pairs[:, :, 1]
+    d0, d2, d1, d3 = first[:, :-1], first[:, 1:], second[:, :-1], second[:, 1:]
     return jnp.stack([d0 - d2, d1 + d2, d2 - d1, d1 - d3])
 
 
-def _outputs(m: jax.Array, axis: int) -> jax.Array:
-    """Two outputs, on a new axis, from the first axis of 4."""
-    return jnp.stack([m[0] + m[1] + m[2], m[1] - m[2] - m[3]], axis)
+def _outputs(m: jax.Array) -> jax.Array:
+    """(A, 2, B) from (4, A, B): two outputs of each tile."""
+    return jnp.stack([m[0] + m[1] + m[2], m[1] - m[2] - m[3]], axis=1)
+
+
+def _outputs_back(delta: jax.Array) -> jax.Array:
+    """(4, A, tiles, B) from (A, 2 tiles, B): the transpose of `_outputs`."""
+    pairs = delta.reshape(delta.shape[0], -1, OUTPUTS, delta.shape[-1])
+    d0, d1 = pairs[:, :, 0], pairs[:, :, 1]
+    return jnp.stack([d0, d0 + d1, d0 - d1, -d1])
