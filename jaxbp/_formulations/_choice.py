@@ -20,6 +20,7 @@ FEW_WEIGHTS = 512
 LARGE_WINDOW = 25
 MOST_ZEROS = 8
 FEWEST_TILES = 128
+MOST_WEIGHTS = 1 << 17
 
 
 def forward_form(g: ConvGeometry, batch: int, channels: int, features: int) -> Choice:
@@ -52,7 +53,7 @@ def forward_form(g: ConvGeometry, batch: int, channels: int, features: int) -> C
         return "project then add", "few outputs: one matrix product, then shifted sums"
     if groups == 1 and w.rank > 2 and w.window_shape[0] <= MAX_TAPS:
         return "fold", "no fast convolution beyond two dimensions: the first axis becomes channels and images"
-    if _suits_winograd(g, batch, channels, features):
+    if channels * features <= MOST_WEIGHTS and _suits_winograd(g, batch, channels, features):
         return "winograd", "3x3 at stride 1: 16 products where 36 are usual"
     return "textbook", "a dense convolution is what the compiler does best"
 
