@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._geometry import ConvGeometry
-from ._blocks import Blocks, cut, map_blocks, sum_blocks
+from ._blocks import CELLS, Blocks, cut, map_blocks, sum_blocks
 from ._windows import pad_axes
 
 WEIGHTS = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
@@ -55,9 +55,10 @@ def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
 
 
 def blocks(g: ConvGeometry, batch: int, channels: int, features: int) -> Blocks:
-    """Blocks of twice the usual size: each of the 16 products should have many tiles."""
+    """Blocks of twice the usual size, unless the weights are large: each of the 16 products should have many tiles."""
     per_output = (INPUTS // OUTPUTS) ** 2 * max(channels, features)
-    return cut(g, batch, per_output, OUTPUTS, times=2)
+    times = 2 if INPUTS**2 * channels * features < CELLS else 1
+    return cut(g, batch, per_output, OUTPUTS, times)
 
 
 def _both_axes(dtype: jnp.dtype) -> jax.Array:
