@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 import test_pool
 from hypothesis import assume, given, settings
@@ -36,6 +38,7 @@ from jaxbp._formulations import (
     _windows,
     _winograd,
 )
+from jaxbp._formulations._memory import written
 from jaxbp._geometry import ConvGeometry, conv_window
 
 # ------------------------------------------------------------------ geometries that a form is made for
@@ -291,6 +294,27 @@ def test_gradients_of_examples_are_no_grouped_convolution(kernel):
 
     assert f"group_count = {4 * groups}" in program(jaxbp.automatic.conv).as_text()
     assert "group_count=" not in program(jaxbp.conv).compile().as_text()
+
+
+# ------------------------------------------------------------------------------------------------ memory
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "float16", "int32", "uint8"])
+def test_written_changes_nothing(dtype):
+    """Not a bit of it: zeros of both signs, infinities, NaN, the smallest and the largest numbers."""
+    with jax.enable_x64(dtype == "float64"):
+        finite = jnp.finfo(dtype) if "float" in dtype else jnp.iinfo(dtype)
+        odd = [0.0, -0.0, 1.5, -2.5, jnp.inf, -jnp.inf, jnp.nan, finite.tiny] if "float" in dtype else [0, 1, 7, 127]
+        numbers = jnp.asarray([*odd, finite.max, finite.min], dtype)
+        result = jax.jit(written)(numbers)
+        assert result.dtype == numbers.dtype
+        assert np.asarray(result).tobytes() == np.asarray(numbers).tobytes()
+
+
+def test_the_compiler_does_not_see_through_written():
+    """As soon as it finds the divisor to be 1 it will repeat what should be written."""
+    program = jax.jit(lambda x: written(x * 2)).lower(normal(1, (8,))).compile()
+    assert "divide(" in program.as_text()
 
 
 # ----------------------------------------------------------------------------------------------- windows

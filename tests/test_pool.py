@@ -342,6 +342,37 @@ def test_large_windows_do_not_unroll(op):
 # -------------------------------------------------------------------------------------------- upsample, unpool
 
 
+@pytest.mark.parametrize(
+    ("window", "strides"), [((2, 3), (2, 3)), ((3, 2), (1, 1)), ((5, 6), (1, 2)), ((7, 7), (1, 1))]
+)
+def test_gradient_map_takes_winners_of_any_origin(window, strides):
+    """No maximum need have chosen them: windows may point anywhere, or nowhere."""
+    shape = (2, 9, 10, 2)
+    spatial = tuple((n - k) // s + 1 for n, k, s in zip(shape[1:-1], window, strides, strict=True))
+    delta = integers(1, (2, *spatial, 2))
+    winners = np.random.default_rng(2).integers(0, math.prod(window) + 1, delta.shape)
+    expected = np.zeros(shape, np.float32)
+    for n, i, j, c in np.ndindex(*delta.shape):
+        if winners[n, i, j, c] < math.prod(window):
+            row, column = divmod(int(winners[n, i, j, c]), window[1])
+            expected[n, i * strides[0] + row, j * strides[1] + column, c] += delta[n, i, j, c]
+    dx = jaxbp.max_pool_grad(delta, jnp.asarray(winners, jnp.int32), shape, window, strides)
+    np.testing.assert_array_equal(dx, expected)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("padding", ["VALID", "SAME"])
+def test_large_windows_of_ties_nan_and_infinities(seed, padding):
+    """Given back axis by axis: every window that chose a row must have chosen the same cell of it."""
+    rng = np.random.default_rng(seed)
+    values = np.array([0.0, 0.0, 1.0, np.nan, np.inf, -np.inf, -np.inf], np.float32)
+    x = jnp.asarray(rng.choice(values, p=[0.3, 0.2, 0.1, 0.02, 0.03, 0.2, 0.15], size=(2, 11, 12, 2)))
+    pooled, (dx,) = pull_back(lambda x: jaxbp.max_pool(x, (6, 5), (1, 2), padding), x)
+    expected, _, expected_dx = loops.pool("max", x, (6, 5), (1, 2), padding, delta=delta_of(pooled))
+    np.testing.assert_array_equal(pooled, expected)
+    np.testing.assert_array_equal(dx, expected_dx)
+
+
 def test_upsample_of_batches_and_channels():
     delta, winners = integers(1, (2, 2, 3, 2)), integers(2, (2, 2, 3, 2), np.int32) + 3
     by_winner, evenly = jaxbp.upsample(delta, (3, 3), winners=winners), jaxbp.upsample(delta, (3, 3))
