@@ -49,7 +49,8 @@ def forward_form(g: ConvGeometry, batch: int, channels: int, features: int) -> C
         return "bands", "few channels, a large window: rows of cells times a banded matrix"
     if groups > 1 and w.rank <= 2:
         return "group by group", "grouped convolutions run as if dense"
-    if groups == 1 and features <= 3 and c <= 32 and w.taps <= DENSE_MULTIPLY_ADD_TERMS and set(w.strides) <= {1}:
+    few = features <= 3 and (c * features <= 64 or (w.rank > 2 and c <= 32))
+    if groups == 1 and few and w.taps <= DENSE_MULTIPLY_ADD_TERMS and set(w.strides) <= {1}:
         return "project then add", "few outputs: one matrix product, then shifted sums"
     if groups == 1 and w.rank > 2 and w.window_shape[0] <= MAX_TAPS:
         return "fold", "no fast convolution beyond two dimensions: the first axis becomes channels and images"
