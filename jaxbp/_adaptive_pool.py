@@ -14,9 +14,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from ._arguments import as_array, call_rule, require_inexact, sum_dtype
 from ._pool import refuse_complex
+
+# More places in a window than this are looped over.
+TAPS_AT_ONCE = 16
 
 
 class Division(NamedTuple):
@@ -70,11 +74,12 @@ def _max_bwd(d: Division, winners: jax.Array, delta: jax.Array) -> tuple[jax.Arr
     """Each cell gets the deltas of the windows that it won."""
     cells = _along(d, np.arange(d.cells, dtype=np.int32), delta.ndim)
     windows_of_cells = Division(d.axis, d.windows, d.cells)
-    total = jnp.zeros((), delta.dtype)
-    for index, inside in _taps(windows_of_cells):
+
+    def add(total: jax.Array, index: Any, inside: Any) -> jax.Array:
         won = (jnp.take(winners, index, d.axis) == cells) & _along(d, inside, delta.ndim)
-        total = total + jnp.where(won, jnp.take(delta, index, d.axis), 0)
-    return (total,)
+        return total + jnp.where(won, jnp.take(delta, index, d.axis), 0)
+
+    return (_over_taps(windows_of_cells, add, _zeros(windows_of_cells, delta)),)
 
 
 _max.defvjp(_max_fwd, _max_bwd)
@@ -161,25 +166,28 @@ def _sum_of_windows(d: Division, x: jax.Array) -> jax.Array:
     if d.cells % d.windows == 0:
         split = (*x.shape[: d.axis], d.windows, d.cells // d.windows, *x.shape[d.axis + 1 :])
         return jnp.sum(x.reshape(split), axis=d.axis + 1)
-    total = jnp.zeros((), x.dtype)
-    for index, inside in _taps(d):
-        total = total + jnp.where(_along(d, inside, x.ndim), jnp.take(x, index, d.axis), 0)
-    return total
+
+    def add(total: jax.Array, index: Any, inside: Any) -> jax.Array:
+        return total + jnp.where(_along(d, inside, x.ndim), jnp.take(x, index, d.axis), 0)
+
+    return _over_taps(d, add, _zeros(d, x))
 
 
 def _max_and_winners(d: Division, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The maximum of every window and the cell that it chose: the first maximum, but the last NaN."""
-    (first, _), *others = _taps(d)
+    first = _bounds(d)[0].astype(np.int32)
     best = jnp.take(x, first, d.axis)
-    winner = jnp.broadcast_to(_along(d, first, x.ndim), best.shape)
-    for index, inside in others:
+    winner = jnp.zeros_like(best, jnp.int32) + _along(d, first, x.ndim)
+
+    def better(found: tuple[jax.Array, jax.Array], index: Any, inside: Any) -> tuple[jax.Array, jax.Array]:
+        best, winner = found
         view = jnp.take(x, index, d.axis)
         wins = (view > best) & _along(d, inside, x.ndim)
         if jnp.issubdtype(x.dtype, jnp.floating):
             wins |= jnp.isnan(view) & _along(d, inside, x.ndim)
-        best = jnp.where(wins, view, best)
-        winner = jnp.where(wins, _along(d, index, x.ndim), winner)
-    return best, winner
+        return jnp.where(wins, view, best), jnp.where(wins, _along(d, index, x.ndim), winner)
+
+    return _over_taps(d, better, (best, winner))
 
 
 def _bounds(d: Division) -> tuple[np.ndarray, np.ndarray]:
@@ -188,11 +196,25 @@ def _bounds(d: Division) -> tuple[np.ndarray, np.ndarray]:
     return window * d.cells // d.windows, -(-(window + 1) * d.cells // d.windows)
 
 
-def _taps(d: Division) -> list[tuple[np.ndarray, np.ndarray]]:
-    """For every place in the largest window: the cell there in each window, and whether the window has it."""
+def _over_taps(d: Division, step: Callable[..., Any], total: Any) -> Any:
+    """`total = step(total, index, inside)` for every place in the largest window, in order.
+
+    `index` is the cell there in each window, `inside` whether the window has it. Many places are looped over.
+    """
     start, end = _bounds(d)
-    places = range(int(np.max(end - start)))
-    return [(np.minimum(start + t, d.cells - 1).astype(np.int32), start + t < end) for t in places]
+    places = np.arange(np.max(end - start))[:, None]
+    index, inside = np.minimum(start + places, d.cells - 1).astype(np.int32), start + places < end
+    if len(places) <= TAPS_AT_ONCE:
+        for each in zip(index, inside, strict=True):
+            total = step(total, *each)
+        return total
+    indices, insides = jnp.asarray(index), jnp.asarray(inside)
+    return lax.fori_loop(0, len(places), lambda t, total: step(total, indices[t], insides[t]), total)
+
+
+def _zeros(d: Division, x: jax.Array) -> jax.Array:
+    """A zero for every window of x."""
+    return jnp.zeros_like(x, shape=(*x.shape[: d.axis], d.windows, *x.shape[d.axis + 1 :]))
 
 
 def _window_sizes(d: Division, x: jax.Array) -> jax.Array:
@@ -201,7 +223,7 @@ def _window_sizes(d: Division, x: jax.Array) -> jax.Array:
     return jnp.asarray(_along(d, end - start, x.ndim), x.real.dtype)
 
 
-def _along(d: Division, values: np.ndarray, ndim: int) -> np.ndarray:
+def _along(d: Division, values: Any, ndim: int) -> Any:
     """A vector laid along the divided axis of an array with `ndim` axes."""
     return values.reshape([-1 if axis == d.axis else 1 for axis in range(ndim)])
 

@@ -16,7 +16,16 @@ def as_array(op: str, argument: str, value: Any) -> jax.Array:
         raise TypeError(
             f"{op}: {argument} must be an array, but got {type(value).__name__} {value!r}; wrap it in jax.numpy.asarray"
         )
-    return jnp.asarray(value)
+    try:
+        array = jnp.asarray(value)
+    except (TypeError, ValueError, RuntimeError):
+        array = None
+    if array is None or jnp.issubdtype(array.dtype, jax.dtypes.extended):
+        raise TypeError(
+            f"{op}: {argument} is a {type(value).__name__} of dtype {value.dtype}, which holds no numbers that JAX can "
+            "compute with; use an array of numbers, for example jax.numpy.zeros(shape)"
+        )
+    return array
 
 
 def require_same_dtype(op: str, **arrays: jax.Array) -> None:
@@ -70,8 +79,9 @@ def call_rule(
 
 
 def sum_dtype(dtype: Any) -> Any:
-    """The dtype in which sums are accumulated: float32 for bfloat16 and float16, otherwise their own."""
-    return jnp.float32 if dtype in (jnp.bfloat16, jnp.float16) else dtype
+    """The dtype in which sums are accumulated: float32 for all shorter floating-point numbers, otherwise their own."""
+    short = jnp.issubdtype(dtype, jnp.floating) and jnp.dtype(dtype).itemsize < 4
+    return jnp.float32 if short else dtype
 
 
 def wider(a: Any, b: Any) -> Any:

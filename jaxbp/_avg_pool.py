@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from . import _formulations as formulations
 from ._arguments import as_array, require_inexact, sum_dtype
@@ -276,6 +277,8 @@ def lp_pool(
     inputs = as_array(op, "inputs", inputs)
     require_inexact(op, "inputs", inputs)
     refuse_complex(op, inputs)
+    if not isinstance(p, int | float | np.number):
+        raise TypeError(f"{op}: p={p!r} must be a number, the order of a norm")
     if not p >= 1:
         raise ValueError(f"{op}: p={p!r} is not the order of a norm; use a number of at least 1")
     w = pool_window(op, inputs.shape, window_shape, strides, padding, window_dilation, ceil_mode)
@@ -300,6 +303,8 @@ def _average_geometry(
     """The checked window of an average and its divisor."""
     w = pool_window(op, shape, window_shape, strides, padding, window_dilation, ceil_mode, name)
     if divisor_override is not None:
+        if not isinstance(divisor_override, int | float | np.number) or not math.isfinite(divisor_override):
+            raise TypeError(f"{op}: divisor_override={divisor_override!r} must be a finite number, or None to count")
         if divisor_override == 0:
             raise ValueError(f"{op}: divisor_override=0 would divide by zero; give another number, or None to count")
         return Average(w, divisor_override)

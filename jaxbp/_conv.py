@@ -46,7 +46,7 @@ from jax import lax
 from . import _formulations as formulations
 from ._arguments import as_array, call_rule, require_same_dtype, sum_dtype
 from ._batching import over_examples
-from ._geometry import CONV_WORDS, ConvGeometry, Window, conv_window, per_axis
+from ._geometry import CONV_WORDS, MOST_CELLS, ConvGeometry, Window, as_shape, conv_window, dilated_size, per_axis
 
 # ---------------------------------------------------------------------------------------------- the rule
 
@@ -128,7 +128,7 @@ def conv_input_grad(
     op = "conv_input_grad"
     delta, kernel = as_array(op, "delta", delta), as_array(op, "kernel", kernel)
     require_same_dtype(op, delta=delta, kernel=kernel)
-    shape = tuple(input_shape)
+    shape = as_shape(op, "input_shape", input_shape)
     w = conv_window(
         op, shape, kernel.shape, strides, padding, input_dilation, kernel_dilation, feature_group_count,
         names=("input_shape", *CONV_WORDS[1:]),
@@ -179,7 +179,7 @@ def conv_kernel_grad(
     op = "conv_kernel_grad"
     x, delta = as_array(op, "x", x), as_array(op, "delta", delta)
     require_same_dtype(op, x=x, delta=delta)
-    shape = tuple(kernel_shape)
+    shape = as_shape(op, "kernel_shape", kernel_shape)
     w = conv_window(
         op, x.shape, shape, strides, padding, input_dilation, kernel_dilation, feature_group_count,
         names=("x", "kernel_shape", *CONV_WORDS[2:]),
@@ -268,11 +268,17 @@ def dilate(x: jax.Array, dilation: int | Sequence[int]) -> jax.Array:
     Source: Dumoulin and Visin, "A guide to convolution arithmetic for deep learning" (2016), section 4.5.
     """
     x = as_array("dilate", "x", x)
-    rank = len(dilation) if isinstance(dilation, Sequence) else x.ndim
+    rank = len(dilation) if np.ndim(dilation) else x.ndim
     steps = per_axis("dilate", "dilation", dilation, rank)
     if rank > x.ndim:
         raise ValueError(f"dilate: dilation={steps} has {rank} entries, but x of shape {x.shape} has {x.ndim} axes")
     trailing = 0 if rank == x.ndim else 1
+    cells = [dilated_size(n, d) for n, d in zip(x.shape[x.ndim - rank - trailing :], steps, strict=False)]
+    if max(cells, default=0) > MOST_CELLS:
+        raise ValueError(
+            f"dilate: dilation={steps} makes {max(cells)} cells of x of shape {x.shape}; positions are counted up to "
+            f"{MOST_CELLS}"
+        )
     steps = (1,) * (x.ndim - rank - trailing) + steps + (1,) * trailing
     return lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, step - 1) for step in steps])
 
@@ -348,7 +354,8 @@ def bind(
     preferred_element_type: Any, out_sharding: Any = None,
 ) -> jax.Array:  # fmt: skip
     """Collect the static facts and call the rule; x has exactly one batch axis."""
-    dtype = None if preferred_element_type is None else np.dtype(preferred_element_type)
+    # The scalar type: np.dtype("float64") == None, so that beside None a cache would take the one for the other.
+    dtype = None if preferred_element_type is None else np.dtype(preferred_element_type).type
     g = ConvGeometry(w, operator.index(groups), _hashable(precision), dtype)
 
     def rule(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:

@@ -1,5 +1,6 @@
 """Convolution under lax's own names: a layout, and groups of the batch, around the rule in `_conv.py`."""
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -167,6 +168,10 @@ def _batch_groups_as_channels(
     op: str, x: jax.Array, kernel: jax.Array, feature_group_count: int, batch_group_count: int
 ) -> tuple[jax.Array, int]:
     """(b n, *spatial, C) as (n, *spatial, b C), to be convolved in b groups of channels."""
+    try:
+        batch_group_count = operator.index(batch_group_count)
+    except TypeError:
+        raise TypeError(f"{op}: batch_group_count={batch_group_count!r} must be an integer") from None
     batch, *spatial, channels = x.shape
     features = kernel.shape[-1]
     if feature_group_count != 1:

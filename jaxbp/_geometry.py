@@ -18,12 +18,14 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from jax import lax
+from jax.export import is_symbolic_dim
 
 Ints = tuple[int, ...]
 Pairs = tuple[tuple[int, int], ...]
 POOL_WORDS = ("window_shape", "strides", "window_dilation", "input_dilation")
 CONV_WORDS = ("x", "kernel", "feature_group_count", "strides", "kernel_dilation", "input_dilation")
 PADDING_WORDS = ("VALID", "SAME", "SAME_LOWER")
+MOST_CELLS = 2**31 - 1
 
 
 class Window(NamedTuple):
@@ -95,6 +97,19 @@ def per_axis(op: str, argument: str, value: Any, rank: int, minimum: int = 1) ->
     return values
 
 
+def as_shape(op: str, argument: str, value: Any) -> Ints:
+    """`value` as the shape of an array: a sequence of integers, none of them negative."""
+    try:
+        shape = tuple(size if is_symbolic_dim(size) else operator.index(size) for size in value)
+    except TypeError:
+        raise TypeError(
+            f"{op}: {argument}={value!r} must be the shape of an array, a sequence of integers; for example x.shape"
+        ) from None
+    if any(is_static([size]) and size < 0 for size in shape):
+        raise ValueError(f"{op}: {argument}={shape} must not be negative along any axis")
+    return shape
+
+
 def canonical_padding(op: str, padding: Any, rank: int) -> str | Pairs:
     """`padding` as one of lax's words or as a (low, high) pair of integers per spatial axis."""
     if isinstance(padding, str):
@@ -162,6 +177,12 @@ def make_window(
             )
     window = Window(sizes, window_shape, strides, pairs, dilation, input_dilation, ())
     padded = padded_shape(window)
+    for axis, (cells, span) in enumerate(zip(padded, spans, strict=True)):
+        if is_static([cells, span]) and max(cells, span) > MOST_CELLS:
+            raise ValueError(
+                f"{op}: along spatial axis {axis} the padded input has {cells} cells and the window spans {span}, but "
+                f"positions are counted up to {MOST_CELLS}; use less padding or dilation"
+            )
     places = []
     for axis, (size, cells, span) in enumerate(zip(dilated, padded, spans, strict=True)):
         if is_static([cells]) and cells < 0:

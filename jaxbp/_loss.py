@@ -72,6 +72,10 @@ def softmax_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     op = "softmax_cross_entropy"
     logits, labels = as_array(op, "logits", logits), as_array(op, "labels", labels)
     require_inexact(op, "logits", logits)
+    if jnp.issubdtype(logits.dtype, jnp.complexfloating):
+        raise TypeError(f"{op}: logits has dtype {logits.dtype}, but complex numbers have no order; use real ones")
+    if logits.ndim > 0 and logits.shape[-1] == 0:
+        raise ValueError(f"{op}: logits has shape {logits.shape}, but there is no class to choose; use at least one")
     if logits.ndim == 0:
         raise ValueError(f"{op}: logits has shape (), but it needs at least one axis: (*batch, classes)")
     wide = sum_dtype(logits.dtype)

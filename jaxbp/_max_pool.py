@@ -90,7 +90,8 @@ def max_pool_grad(
 
     Args:
       delta: cotangent of the pooled output, (*batch, *output, C).
-      winners: what `max_pool_with_winners` returned, of delta's shape.
+      winners: what `max_pool_with_winners` returned, of delta's shape; a number that is no position of the window
+        wins nothing.
       input_shape: shape of the pool's input, (*batch, *spatial, C).
       window_shape, strides, padding, window_dilation, ceil_mode: as given to `max_pool`.
 
@@ -265,7 +266,8 @@ def max_unpool(
 
     Args:
       pooled: (*batch, *output, C).
-      winners: what `max_pool_with_winners` returned, of pooled's shape.
+      winners: what `max_pool_with_winners` returned, of pooled's shape (positions inside the window, not PyTorch's
+        indices into the input); a number that is no position of the window writes nothing.
       window_shape, strides, padding, window_dilation, ceil_mode: as given to `max_pool_with_winners`.
       input_shape: shape of the pool's input, (*batch, *spatial, C); None: the smallest that pools to this output,
         which needs explicit padding or "VALID".

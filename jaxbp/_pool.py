@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from . import _formulations as formulations
 from ._arguments import as_array, call_rule, require_inexact
-from ._geometry import Window, make_window
+from ._geometry import Window, as_shape, make_window
 
 
 def upsample(delta: jax.Array, window_shape: Sequence[int], *, winners: jax.Array | None = None) -> jax.Array:
@@ -25,7 +25,8 @@ def upsample(delta: jax.Array, window_shape: Sequence[int], *, winners: jax.Arra
     Args:
       delta: a bare array of n axes, or (*batch, *output, C).
       window_shape: n integers, the size of a block.
-      winners: integers of delta's shape, positions inside the block in row-major order; or None.
+      winners: integers of delta's shape, positions inside the block in row-major order; or None. A number that is no
+        position of the block leaves it 0.
 
     Returns:
       An array of delta's dtype whose spatial axes are `window_shape` times as long.
@@ -69,7 +70,7 @@ def pool_window(
 ) -> Window:  # fmt: skip
     """The checked window of a pool over an input of `shape`."""
     sizes = window_sizes(op, window_shape)
-    shape = tuple(shape)
+    shape = as_shape(op, name, shape)
     if len(shape) < len(sizes) + 1:
         raise ValueError(
             f"{op}: {name} has shape {shape}, but window_shape={sizes} calls for at least {len(sizes) + 1} axes: "

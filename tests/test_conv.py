@@ -201,3 +201,33 @@ def test_gradient_is_rot180_of_full_convolution():
     kernel = jaxbp.rot180(full[2:5, 3:6])
     direct = jaxbp.conv_kernel_grad(a, delta, (3, 3, 1, 1), padding="VALID")[..., 0, 0]
     np.testing.assert_array_equal(kernel, direct)
+
+
+@pytest.mark.parametrize("order", [(None, jnp.float64), (jnp.float64, None), (float, None)], ids=str)
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+def test_preferred_element_type_leaves_no_trace(dtype, order):
+    """NumPy says that float64 equals None, so that a cache could take one for the other: in either order, both right."""
+    x, kernel = jnp.ones((2, 5, 4, 3), dtype), jnp.ones((3, 2, 3, 4), dtype)
+    for preferred in order:
+        with jax.enable_x64(True):
+            found = jaxbp.conv(x, kernel, preferred_element_type=preferred)
+            assert found.dtype == (dtype if preferred is None else jnp.float64)
+
+
+@pytest.mark.parametrize(
+    "shapes", [((2, 9, 9, 2), (3, 3, 2, 3)), ((2, 8, 8, 3), (2, 2, 3, 4)), ((2, 8, 8, 4), (3, 3, 1, 4))]
+)
+def test_preferred_element_type_is_what_sums_are_made_in(shapes):
+    """float64 asked for is float64 throughout, in every form; float8 is never summed in eight bits."""
+    groups = shapes[0][-1] // shapes[1][-2]
+    strides = 2 if shapes[1][0] == 2 else 1
+    words = dict(strides=strides, feature_group_count=groups)
+    with jax.enable_x64(True):
+        x, kernel = normal(1, shapes[0]), normal(2, shapes[1])
+        expected = loops.conv(x, kernel, padding="SAME", **words)
+        found = jaxbp.conv(x, kernel, preferred_element_type=jnp.float64, **words)
+        np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)
+    x, kernel = (normal(i, shape).astype(jnp.float8_e4m3fn) for i, shape in enumerate(shapes))
+    found = jaxbp.conv(x, kernel, preferred_element_type=jnp.float32, **words)
+    expected = loops.conv(x.astype(jnp.float32), kernel.astype(jnp.float32), padding="SAME", **words)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)

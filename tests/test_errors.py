@@ -10,6 +10,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import jaxbp
@@ -28,6 +29,52 @@ ROW = jnp.ones((5, 1))
 
 # name: (call, exception, what the message must contain, in this order)
 ERRORS = {
+    # ------------------------------------------------------------------------------- found by asking for nonsense
+    "conv: x holds text": (
+        lambda: jaxbp.conv(np.array(["a"]), K), TypeError, ["conv: x is a ndarray of dtype <U1", "holds no numbers"],
+    ),
+    "relu: x is a random key": (
+        lambda: jaxbp.relu(jax.random.key(0)), TypeError, ["relu: x", "key<fry>", "holds no numbers"],
+    ),
+    "conv: more cells than can be counted": (
+        lambda: jaxbp.conv(X, K, input_dilation=2**40, padding=1), ValueError,
+        ["conv: along spatial axis 0", "cells", "2147483647"],
+    ),
+    "dilate: more cells than can be counted": (
+        lambda: jaxbp.dilate(X, 2**40), ValueError, ["dilate: dilation=", "(2, 5, 4, 2)", "2147483647"],
+    ),
+    "avg_pool_grad: input_shape is a number": (
+        lambda: jaxbp.avg_pool_grad(Y, 4, (2, 2), 2), TypeError, ["avg_pool_grad: input_shape=4", "sequence of integers"],
+    ),
+    "max_pool_grad: input_shape holds a fraction": (
+        lambda: jaxbp.max_pool_grad(Y, WINNERS, (2, 4.0, 4, 2), (2, 2), 2), TypeError,
+        ["max_pool_grad: input_shape=(2, 4.0, 4, 2)", "sequence of integers"],
+    ),
+    "conv_kernel_grad: kernel_shape is negative": (
+        lambda: jaxbp.conv_kernel_grad(X, X, (3, 3, -2, 2)), ValueError,
+        ["conv_kernel_grad: kernel_shape=(3, 3, -2, 2)", "negative"],
+    ),
+    "avg_pool: divisor_override is text": (
+        lambda: jaxbp.avg_pool(X, (2, 2), divisor_override="2"), TypeError,
+        ["avg_pool: divisor_override='2'", "finite number"],
+    ),
+    "avg_pool: divisor_override is not finite": (
+        lambda: jaxbp.avg_pool(X, (2, 2), divisor_override=float("nan")), TypeError,
+        ["avg_pool: divisor_override=nan", "finite number"],
+    ),
+    "lp_pool: p is text": (lambda: jaxbp.lp_pool(X, (2, 2), p="2"), TypeError, ["lp_pool: p='2'", "number"]),
+    "conv_general_dilated: batch groups are text": (
+        lambda: jaxbp.conv_general_dilated(NCHW, OIHW, (1, 1), "SAME", batch_group_count="2"), TypeError,
+        ["conv_general_dilated: batch_group_count='2'", "integer"],
+    ),
+    "softmax_cross_entropy: complex logits": (
+        lambda: jaxbp.softmax_cross_entropy(COMPLEX, X), TypeError,
+        ["softmax_cross_entropy: logits has dtype complex64", "order"],
+    ),
+    "softmax_cross_entropy: no classes": (
+        lambda: jaxbp.softmax_cross_entropy(jnp.ones((2, 0)), jnp.zeros(2, jnp.int32)), ValueError,
+        ["softmax_cross_entropy: logits has shape (2, 0)", "no class"],
+    ),
     # ------------------------------------------------------------------------------------------------- conv
     "conv: x is a list": (lambda: jaxbp.conv([1.0], K), TypeError, ["conv: x", "list", "[1.0]", "asarray"]),
     "conv: kernel is a number": (lambda: jaxbp.conv(X, 1.0), TypeError, ["conv: kernel", "float", "1.0"]),

@@ -409,3 +409,24 @@ def test_finite_differences_in_float64(op):
             lambda x: getattr(jaxbp, op)(x, case.window, **case.arguments) ** 2, (x,), order=2, modes=["rev"],
             rtol=1e-5, atol=1e-5, eps=1e-4,
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("call", [
+    lambda x: jaxbp.adaptive_max_pool(x, (1,)), lambda x: jaxbp.adaptive_max_pool(x, (2,)),
+    lambda x: jaxbp.adaptive_avg_pool(x, (7,)), lambda x: jaxbp.max_pool(x, (999,), 999), lambda x: jaxbp.min_pool(x, (500,), 250),
+])  # fmt: skip
+def test_long_windows_do_not_unroll(call):
+    """A window as long as a signal must not become a program of as many steps."""
+    program = jax.make_jaxpr(jax.grad(lambda x: call(x).sum()))(jnp.zeros((1, 999, 1)))
+    assert str(program).count("\n") < 999
+
+
+@pytest.mark.parametrize(("cells", "windows"), [(50, 2), (40, 1), (3, 70)])
+def test_adaptive_pools_of_many_places(cells, windows):
+    """Looped over, forward and backward."""
+    x = integers(1, (2, cells, 2))
+    for kind in ("max", "avg"):
+        pooled, (dx,) = pull_back(lambda x, kind=kind: getattr(jaxbp, f"adaptive_{kind}_pool")(x, (windows,)), x)
+        expected, expected_dx = loops.adaptive_pool(kind, x, (windows,), delta_of(pooled))
+        assert_sums_close(pooled, expected, 64, 9)
+        assert_sums_close(dx, expected_dx, 128, 9)

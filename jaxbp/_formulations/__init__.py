@@ -117,7 +117,7 @@ def _evaluate(form: str, textbook: Any, chosen: Any, a: jax.Array, b: jax.Array,
         return textbook(a, b, g)
 
     def on_cpu(a: jax.Array, b: jax.Array) -> jax.Array:
-        wide = sum_dtype(a.dtype)
+        wide = wider(sum_dtype(a.dtype), dtype)
         return chosen(a.astype(wide), b.astype(wide), g._replace(preferred_element_type=None)).astype(dtype)
 
     dtype = jax.eval_shape(lambda a, b: textbook(a, b, g), a, b).dtype

@@ -68,7 +68,11 @@ def sum_blocks(
 ) -> jax.Array:
     """The kernel's gradient: the sum of `form(x, delta, geometry)` over all blocks."""
     delta = pad_axes(delta, [1], [(0, blocks.bands * blocks.rows - delta.shape[1])], 0)
-    x_block, delta_block = _input_blocks(x, g, blocks), _blocks(delta, blocks, blocks.rows, blocks.rows)
+    x_block = _input_blocks(x, g, blocks)
+
+    def delta_block(i: jax.Array | int) -> jax.Array:
+        return _band(_images(delta, i, blocks), i, blocks, blocks.rows, blocks.rows)
+
     if blocks.count == 1:
         return form(x_block(0), delta_block(0), blocks.geometry)
 
@@ -85,24 +89,19 @@ def _input_blocks(x: jax.Array, g: ConvGeometry, blocks: Blocks) -> Callable[...
     w = g.window
     (low, _), *rest = read_padding(w)
     read = (blocks.bands * blocks.rows - 1) * w.strides[0] + dilated_size(w.window_shape[0], w.dilation[0])
-
-    def padded(x: jax.Array) -> jax.Array:
-        return pad_axes(x, range(1, w.rank + 1), [(low, read - low - x.shape[1]), *rest], 0)
-
-    if blocks.bands > 1:
-        return _blocks(padded(x), blocks, blocks.rows * w.strides[0], blocks.geometry.window.input_shape[0])
-    # Padded here a block is written to the cache first; padded before, its copy would be fused into its readers.
-    images = _blocks(x, blocks, 0, x.shape[1])
-    return lambda i: padded(images(i))
+    pads = [(low, read - low - x.shape[1]), *rest]
+    step, rows = blocks.rows * w.strides[0], blocks.geometry.window.input_shape[0]
+    # Padded here a block is written to the cache first; padded before, all of the input would be copied.
+    return lambda i: _band(pad_axes(_images(x, i, blocks), range(1, w.rank + 1), pads, 0), i, blocks, step, rows)
 
 
-def _blocks(a: jax.Array, blocks: Blocks, step: int, rows: int) -> Callable[..., jax.Array]:
-    """The i-th block of an array: `rows` rows of it, `step` rows after the band before."""
+def _images(a: jax.Array, i: jax.Array | int, blocks: Blocks) -> jax.Array:
+    """The images of the i-th block."""
+    if blocks.images == a.shape[0]:
+        return a
+    return lax.dynamic_slice_in_dim(a, i // blocks.bands * blocks.images, blocks.images, axis=0)
 
-    def block(i: jax.Array | int) -> jax.Array:
-        if blocks.count == 1:
-            return a
-        images = lax.dynamic_slice_in_dim(a, i // blocks.bands * blocks.images, blocks.images, axis=0)
-        return images if blocks.bands == 1 else lax.dynamic_slice_in_dim(images, i % blocks.bands * step, rows, axis=1)
 
-    return block
+def _band(images: jax.Array, i: jax.Array | int, blocks: Blocks, step: int, rows: int) -> jax.Array:
+    """The i-th block of its images: `rows` rows of them, `step` rows after the band before."""
+    return images if blocks.bands == 1 else lax.dynamic_slice_in_dim(images, i % blocks.bands * step, rows, axis=1)

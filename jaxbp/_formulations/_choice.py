@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from .._geometry import ConvGeometry, Window, is_static, transposed
 from . import _axes, _bands, _multiply_add, _phases, _product, _taps, _textbook, _winograd
+from ._blocks import cut, largest_divisor, map_blocks, sum_blocks
 from ._windows import Choice
 
 MAX_TAPS = 64
@@ -19,6 +20,7 @@ DENSE_MULTIPLY_ADD_TERMS = 32
 FEW_WEIGHTS = 512
 LARGE_WINDOW = 25
 MOST_ZEROS = 8
+MAX_ROWS = 16
 FEWEST_TILES = 128
 MOST_WEIGHTS = 1 << 17
 
@@ -45,7 +47,7 @@ def forward_form(g: ConvGeometry, batch: int, channels: int, features: int) -> C
         return "multiply-add", "few channels in a group: a short elementwise sum"
     if groups == 1 and c * w.taps <= DENSE_MULTIPLY_ADD_TERMS and c * w.taps * features <= FEW_WEIGHTS:
         return "multiply-add", "few weights: a short elementwise sum"
-    if groups == 1 and _suits_bands(w, batch, c, features):
+    if groups == 1 and _suits_bands(g, batch, c, features):
         return "bands", "few channels, a large window: rows of cells times a banded matrix"
     if groups > 1 and w.rank <= 2:
         return "group by group", "grouped convolutions run as if dense"
@@ -93,7 +95,7 @@ def kernel_grad_form(g: ConvGeometry, batch: int, channels: int, features: int) 
 
 def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
     """Evaluate the forward sum in the chosen form."""
-    groups = g.feature_group_count
+    w, groups = g.window, g.feature_group_count
     name, _ = forward_form(g, x.shape[0], x.shape[-1], kernel.shape[-1])
     match name:
         case "product":
@@ -108,11 +110,14 @@ def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
         case "group by group":
             return _group_by_group(x, kernel, g)
         case "project then add":
-            return _taps.project_then_add(x, kernel, g)
+            cells = w.taps * kernel.shape[-1]
+            return map_blocks(lambda x, g: _taps.project_then_add(x, kernel, g), x, g, cut(g, x.shape[0], cells))
         case "bands":
-            return _bands.forward(x, kernel, g)
+            cells = w.window_shape[0] * w.input_shape[1] * x.shape[-1] // w.output_shape[1]
+            return map_blocks(lambda x, g: _bands.forward(x, kernel, g), x, g, cut(g, x.shape[0], cells))
         case "fold":
-            return _axes.fold_forward(x, kernel, g, forward)
+            cells = w.window_shape[0] * x.shape[-1]
+            return map_blocks(lambda x, g: _axes.fold_forward(x, kernel, g, forward), x, g, cut(g, x.shape[0], cells))
         case "winograd":
             return _winograd.forward(x, kernel, g)
     return _textbook.forward(x, kernel, g)
@@ -138,14 +143,14 @@ def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
         case "multiply-add":
             return _multiply_add.kernel_grad(x, delta, g)
         case "grouped taps":
-            together = max(b for b in range(1, max(1, 16 // c) + 1) if groups % b == 0)
-            return _taps.grouped_kernel_grad(x, delta, g, together)
+            return _taps.grouped_kernel_grad(x, delta, g, largest_divisor(groups, 16 // c))
         case "winograd":
             return _winograd.kernel_grad(x, delta, g)
         case "rows":
             return _taps.rows_kernel_grad(x, delta, g)
         case "fold":
-            return _axes.fold_kernel_grad(x, delta, g, kernel_grad)
+            blocks = cut(g, x.shape[0], g.window.window_shape[0] * x.shape[-1])
+            return sum_blocks(lambda x, d, g: _axes.fold_kernel_grad(x, d, g, kernel_grad), x, delta, g, blocks)
     return _textbook.kernel_grad(x, delta, g)
 
 
@@ -156,9 +161,12 @@ def _apart(w: Window) -> bool:
     return w.taps == 1 or (w.window_shape == w.strides and set(w.dilation) <= {1})
 
 
-def _suits_bands(w: Window, batch: int, channels: int, features: int) -> bool:
+def _suits_bands(g: ConvGeometry, batch: int, channels: int, features: int) -> bool:
     """Whether a window is large enough for its banded matrix, which then has rows and columns enough to multiply."""
-    if w.rank != 2 or w.taps < LARGE_WINDOW or w.input_shape[-1] > MOST_ZEROS * w.window_shape[-1]:
+    w = g.window
+    if w.rank != 2 or w.taps < LARGE_WINDOW or w.window_shape[0] > MAX_ROWS or g.precision is not None:
+        return False
+    if w.input_shape[-1] > MOST_ZEROS * w.window_shape[-1]:
         return False
     rows, columns = batch * w.output_shape[0], w.output_shape[-1] * features
     return channels <= 16 and features < 8 and columns >= 64 and rows >= 256

@@ -165,7 +165,7 @@ def _run(w: Window, i: int, cells: tuple, fills: tuple, combine: Callable, moved
         return tuple(lax.slice_in_dim(a, start, start + length, stride, axis) for a in cells)
 
     steps = k.bit_length() + k.bit_count() - 2
-    if k - 1 <= s * steps:
+    if k <= TAPS_AT_ONCE and k - 1 <= s * steps:
         views = (moved(*part(padded, tap * d, length, s), tap) for tap in range(k))
         return functools.reduce(combine, views)
     runs, total, done, size = padded, None, 0, 1
@@ -190,7 +190,7 @@ def _first_inside(w: Window, like: jax.Array) -> jax.Array:
     axes = spatial_axes(w, like.ndim)
     for i, axis in enumerate(axes):
         low, high = w.padding[i]
-        if low <= 0 and high <= 0:
+        if is_static((low, high)) and low <= 0 and high <= 0:
             continue
         start = lax.broadcasted_iota(jnp.int32, like.shape, axis) * w.strides[i] - low
         tap = jnp.maximum(0, -(start // w.dilation[i]))
