@@ -64,14 +64,14 @@ def measure(
             for name in parts:
                 timings[name] = compare_times(programs[0][name][0], programs[1][name][0], seconds)
     except Exception as error:  # a cost that cannot be measured is not a wrong gradient
-        return Cost(residual, temporary, compiled, timings, f"{type(error).__name__}: {first_line(error)}")
+        return Cost(residual, temporary, compiled, timings, f"{type(error).__name__}: {in_one_line(error)}")
     return Cost(residual, temporary, compiled, timings)
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of an exception's text, shortened."""
-    lines = str(error).strip().splitlines() or [""]
-    return lines[0] if len(lines[0]) <= 200 else lines[0][:197] + "..."
+def in_one_line(error: BaseException) -> str:
+    """An exception's text in one line, shortened: what was expected often stands at its end."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= 400 else text[:397] + "..."
 
 
 def compare_times(first: Callable[[], Any], second: Callable[[], Any], seconds: float = 0.5) -> Timing:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._compare_cost import first_line
+from ._compare_cost import in_one_line
 
 Arrays = list[np.ndarray]
 
@@ -409,4 +409,4 @@ def normal(rng: np.random.Generator, like: Any) -> np.ndarray:
 
 def words(error: Exception) -> str:
     """An exception in one line."""
-    return f"{type(error).__name__}: {first_line(error)}"
+    return f"{type(error).__name__}: {in_one_line(error)}"

@@ -301,6 +301,7 @@ def test_interrupted_before_the_first_case(quick, capsys, monkeypatch):
         (["--seconds", "nan"], "--seconds nan must be a number of seconds, 0 or more"),
         (["--json", "no/such/folder/a.json"], "--json no/such/folder/a.json: there is no folder /"),
         (["--plan", "--models"], "--plan is about single layers; leave out --models"),
+        (["--plan", "--json", "plan.json"], "--plan measures nothing that --json or --plot could write"),
     ],
 )
 def test_a_wrong_command_line_is_one_clear_line(arguments, message, capsys):

@@ -304,7 +304,7 @@ def test_what_the_rule_raises_is_a_row():
 
     report = compare(with_rule(affine, explode), *arguments())
     assert [row.verdict for row in report.rows] == ["ok", "WRONG", "WRONG", "WRONG"]
-    assert report.rows[1].hint == "the rule raised RuntimeError: lost the residuals"
+    assert report.rows[1].hint == "the rule raised RuntimeError: lost the residuals second line"
     with pytest.raises(AssertionError, match="lost the residuals"):
         report.check()
 

@@ -287,6 +287,15 @@ def test_picking_lights_the_outputs_with_the_weights_that_joined_them(browser, t
         assert slid == result(browser)
 
 
+@pytest.mark.parametrize(("tab", "grid"), [("conv", "input"), ("max_pool", "max"), ("avg_pool", "avg")])
+def test_a_click_on_the_input_picks_its_gradient(browser, tmp_path, tab, grid):
+    """The text says "pick an input", so that the input itself must answer."""
+    show(browser, drawn(tab), tmp_path)
+    for cell in [(0, 1), (2, 2)]:
+        browser.find_element("css selector", f"#m-x [data-row='{cell[0]}'][data-column='{cell[1]}']").click()
+        assert by_id(browser, f"{grid}-{cell[0]}-{cell[1]}").get_attribute("aria-selected") == "true"
+
+
 def test_the_chips_read_the_kernel_backwards_and_say_what_is_missing(browser, tmp_path):
     show(browser, drawn("conv", 6, 3, 2, "SAME"), tmp_path)
     pick(browser, "input", (2, 2))

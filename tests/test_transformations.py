@@ -4,6 +4,7 @@
 """
 
 import itertools
+import math
 
 import chex
 import jax
@@ -356,3 +357,18 @@ def test_integers_have_no_gradient(op):
         jax.grad(lambda x: function(x).sum())(x)
     y, pullback = jax.vjp(function, x)
     assert pullback(np.zeros(y.shape, jax.dtypes.float0))[0].dtype == jax.dtypes.float0
+
+
+@pytest.mark.parametrize("padding", ["SAME", "VALID", ((1, 0), (0, 1))], ids=str)
+def test_symbolic_sizes_under_a_constraint(padding):
+    """One program for images of every size that a constraint makes large enough."""
+    shape = jax.export.symbolic_shape("batch, height, width, 2", constraints=["height >= 8", "width >= 8"])
+
+    def gradients(x):
+        return jax.grad(lambda x: sum((pool(x, (3, 2), (2, 2), padding) ** 2).sum() for pool in pools))(x)
+
+    pools = jaxbp.max_pool, jaxbp.avg_pool, jaxbp.min_pool
+    exported = jax.export.export(jax.jit(gradients))(jax.ShapeDtypeStruct(shape, jnp.float32))
+    for size in ((1, 8, 9, 2), (3, 13, 10, 2)):
+        x = jnp.asarray(np.random.default_rng(0).permutation(math.prod(size)).reshape(size), jnp.float32)
+        chex.assert_trees_all_close(exported.call(x), gradients(x), rtol=2e-5, atol=2e-5)

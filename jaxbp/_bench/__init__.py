@@ -166,6 +166,8 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError(f"--seconds {args.seconds} must be a number of seconds, 0 or more")
     if args.plan and args.models:
         raise ValueError("--plan is about single layers; leave out --models")
+    if args.plan and (args.json or args.plot):
+        raise ValueError("--plan measures nothing that --json or --plot could write; leave them out")
     for option, module in (("torch", "torch"), ("plot", "matplotlib")):
         if getattr(args, option) and importlib.util.find_spec(module) is None:
             raise ValueError(f"--{option} needs {module}, which is not installed: pip install {module}")

@@ -119,7 +119,8 @@ def _pool_rows(case: Case, cell: Cell, later: frozenset[Cell] = frozenset()) -> 
         for r, c in np.ndindex(*x.shape):
             for use in uses(window, (r, c)):
                 if _won(case, use):
-                    received[r, c], won[r, c] = sent[use.output], labels[use.output]
+                    received[r, c] = sent[use.output]
+                    won[r, c] = f"{won[r, c]} {labels[use.output]}" if (r, c) in won else labels[use.output]
         titles = "input x, winners lit", "output z"
     else:
         counts, sent = cells_averaged(case), {use.output: 0.7 for use in uses(window, cell)}

@@ -3,6 +3,7 @@
 import html
 import importlib.metadata
 import json
+import re
 from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
@@ -68,7 +69,9 @@ def _list(array: np.ndarray) -> list[Any]:
 
 
 def _read(name: str) -> str:
-    """One of the files that the page is made of, without indentation and comments."""
+    """One of the files that the page is made of, without what only its authors read."""
     text = files("jaxbp._explain").joinpath(name).read_text(encoding="utf-8")
+    if name.endswith(".css"):
+        return re.sub(r"\s*([{};,])\s*", r"\1", text)
     lines = [line.strip() for line in text.splitlines()]
     return "\n".join(line for line in lines if line and not line.startswith("//"))

@@ -38,13 +38,14 @@ const paint = ({ fill, ink }) => `--fill:${fill};--ink:${ink}`;
 
 // ---- a matrix ----
 // look(i, j, value) may say: hue (a colour: the cell is lit), label, zero (a padding zero), ring (inside a window), say (for screen readers).
-function matrix({ id, title, values, look = () => ({}), pick = false }) {
+// pick: its cells are chosen here; also: a click on one of its cells chooses the same cell of that grid.
+function matrix({ id, title, values, look = () => ({}), pick = false, also = "" }) {
   const name = title.replace(/<[^>]*>/g, ""), at = pick && chosen[id];
   const rows = values.map((row, i) => `<tr>${row.map((value, j) => {
     const { hue, label, zero, ring, mark, say } = look(i, j, value), on = at && same(at, [i, j]), text = show(value);
     const kind = [hue && "lit", zero && "zero", ring && "ring", (on || mark) && "on", text.length > 4 && "long"].filter(Boolean).join(" ");
     const words = `${name}, row ${i + 1}, column ${j + 1}: ${text}${say ? `, ${say}` : label ? `, ${label}` : ""}`;
-    const role = pick ? `role="gridcell" id="${id}-${i}-${j}" data-pick="${id}" tabindex="${on ? 0 : -1}" aria-selected="${!!on}"` : "";
+    const role = pick ? `role="gridcell" id="${id}-${i}-${j}" data-pick="${id}" tabindex="${on ? 0 : -1}" aria-selected="${!!on}"` : also && `data-pick="${also}"`;
     return `<td ${role} data-row="${i}" data-column="${j}" data-value="${value}" aria-label="${words}"${kind ? ` class="${kind}"` : ""}${hue ? ` style="${paint(hue)}"` : ""}><span>${text}</span>${label ? `<small>${label}</small>` : ""}</td>`;
   }).join("")}</tr>`).join("");
   return `<figure class="matrix" style="--cols:${values[0].length}"><figcaption>${title}</figcaption>

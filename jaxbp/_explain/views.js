@@ -21,10 +21,10 @@ function inputTab(state, { values, delta, list }) {
   return section(`1. Pick an input. Which outputs used it?`,
     p(`Going forward, an output is one window of the input: each cell times its weight, summed${state.bias[0] ? `, plus the bias b = ${show(state.bias[0])}` : ""}. <b>${me}</b> was in ${count(used.length, "window")}; the outputs of those windows are lit, each labelled with the weight that met ${me} there.`) +
     row(
+      matrix({ id: "x", also: "input", title: "Input x", values: x, look: (i, j) => ({ mark: same([i, j], cell), say: same([i, j], cell) ? "chosen" : "" }) }),
       matrix({ id: "input", title: "Gradient of the input, dJ/dx", values: values.input_grad, pick: true }),
       matrix({ id: "z", title: "Outputs z that used it", values: values.output, look: litOutputs("z") }),
-      matrix({ id: "w", title: "Kernel W", values: kernel, look: (a, b) => ({ hue: hue(a, b), label: nm("w", [a, b]) }) }),
-      matrix({ id: "x", title: "Input x", values: x, look: (i, j) => ({ mark: same([i, j], cell), say: same([i, j], cell) ? "chosen" : "" }) })) +
+      matrix({ id: "w", title: "Kernel W", values: kernel, look: (a, b) => ({ hue: hue(a, b), label: nm("w", [a, b]) }) })) +
     (used.length ? p(`Follow ${me} (coloured) through those windows, in reading order. As the window moves right, ${me} sits further <b>left</b> in it; as it moves down, ${me} sits further <b>up</b>.`) +
       `<div class="minis">${used.slice(0, 16).map((t) => mini(state, t, cell, hue(t.a, t.b), `${nm("z", [t.p, t.q])}: ${w(t)}`)).join("")}</div>` : "") +
     `<p class="chipname" id="kernel-order">The kernel, first entry to last:</p><ol class="chips" aria-labelledby="kernel-order">${chips(false)}</ol>
@@ -96,7 +96,7 @@ function maxTab(state, { values, delta, list, best }) {
     p(`Going forward, each window passes on its largest cell, the <b>winner</b> (★). Only the winner changes the output, so δ goes to the winner and every other cell of the window gets 0. <b>${me}</b> was in ${count(mine.length, "window")}.`) +
     row(
       matrix({ id: "max", title: "Gradient of the input, dJ/dx", values: values.input_grad, pick: true, look: (i, j) => ({ label: wins[i][j] ? "★" : "", say: wins[i][j] ? `winner of ${count(wins[i][j], "window")}` : "" }) }),
-      matrix({ id: "x", title: "Input x: winners ★, its windows framed", values: x, look: (i, j) => ({ mark: same([i, j], cell), ring: near(i, j), label: "★".repeat(Math.min(wins[i][j], 3)), say: `${wins[i][j] ? `winner of ${count(wins[i][j], "window")}` : ""}${near(i, j) ? ` in a window of ${me}` : ""}` }) }),
+      matrix({ id: "x", also: "max", title: "Input x: winners ★, its windows framed", values: x, look: (i, j) => ({ mark: same([i, j], cell), ring: near(i, j), label: "★".repeat(Math.min(wins[i][j], 3)), say: `${wins[i][j] ? `winner of ${count(wins[i][j], "window")}` : ""}${near(i, j) ? ` in a window of ${me}` : ""}` }) }),
       matrix({ id: "z", title: "Outputs z", values: values.output, look: (i, j) => { const t = find(i, j); return t ? { hue: hue[verdict(t)], label: verdict(t) } : {}; } }),
       matrix({ id: "delta", title: "δ = dJ/dz", values: delta, look: (i, j) => { const t = find(i, j); return t ? { hue: hue[verdict(t)], label: verdict(t) } : {}; } })) +
     `<ul class="story" id="story">${story.map((s) => `<li>${s}</li>`).join("") || "<li>No window covers it: its gradient is 0.</li>"}</ul>` +
@@ -117,7 +117,7 @@ function avgTab(state, { values, delta, list, counts }) {
       matrix({ id: "avg", title: "Gradient of the input, dJ/dx", values: values.input_grad, pick: true }),
       matrix({ id: "delta", title: "δ = dJ/dz", values: delta, look: lit }),
       matrix({ id: "z", title: "Outputs z", values: values.output, look: lit }),
-      matrix({ id: "x", title: "Input x, its windows framed", values: x, look: (i, j) => ({ mark: same([i, j], cell), ring: near(i, j), say: near(i, j) ? `in a window of ${me}` : "" }) })) +
+      matrix({ id: "x", also: "avg", title: "Input x, its windows framed", values: x, look: (i, j) => ({ mark: same([i, j], cell), ring: near(i, j), say: near(i, j) ? `in a window of ${me}` : "" }) })) +
     sum("sum", `dJ/d${me}`, mine.map((t) => tint(hue(t), `${nm("δ", [t.p, t.q])}/${counts[t.p][t.q]}`)), mine.map((t) => `${term(delta[t.p][t.q])}/${counts[t.p][t.q]}`), values.input_grad[cell[0]][cell[1]])) +
   section("2. The rule: upsample", p("Spread δ / (number of cells averaged) over every window. Where windows overlap, the shares add up; where the stride leaves cells out, nothing arrives."));
 }
