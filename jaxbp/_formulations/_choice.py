@@ -5,6 +5,7 @@ convolutions, which their libraries run well. Each function returns the form's n
 """
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -107,17 +108,17 @@ def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
             return _phases.forward(x, kernel, g, forward)
         case "multiply-add":
             return _multiply_add.forward(x, kernel, g)
+        case "bands":
+            cells = w.window_shape[0] * w.input_shape[1] * x.shape[-1] // w.output_shape[1]
+            return _in_blocks(lambda x, g: _bands.forward(x, kernel, g), x, g, cells)
         case "group by group":
             return _group_by_group(x, kernel, g)
         case "project then add":
             cells = w.taps * kernel.shape[-1]
-            return map_blocks(lambda x, g: _taps.project_then_add(x, kernel, g), x, g, cut(g, x.shape[0], cells))
-        case "bands":
-            cells = w.window_shape[0] * w.input_shape[1] * x.shape[-1] // w.output_shape[1]
-            return map_blocks(lambda x, g: _bands.forward(x, kernel, g), x, g, cut(g, x.shape[0], cells))
+            return _in_blocks(lambda x, g: _taps.project_then_add(x, kernel, g), x, g, cells)
         case "fold":
             cells = w.window_shape[0] * x.shape[-1]
-            return map_blocks(lambda x, g: _axes.fold_forward(x, kernel, g, forward), x, g, cut(g, x.shape[0], cells))
+            return _in_blocks(lambda x, g: _axes.fold_forward(x, kernel, g, forward), x, g, cells)
         case "winograd":
             return _winograd.forward(x, kernel, g)
     return _textbook.forward(x, kernel, g)
@@ -150,6 +151,8 @@ def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
             return _taps.rows_kernel_grad(x, delta, g)
         case "fold":
             blocks = cut(g, x.shape[0], g.window.window_shape[0] * x.shape[-1])
+            if blocks.count == 1:
+                return _axes.fold_kernel_grad(x, delta, g, kernel_grad)
             return sum_blocks(lambda x, d, g: _axes.fold_kernel_grad(x, d, g, kernel_grad), x, delta, g, blocks)
     return _textbook.kernel_grad(x, delta, g)
 
@@ -180,6 +183,12 @@ def _suits_winograd(g: ConvGeometry, batch: int, channels: int, features: int) -
     tiles = math.prod(-(-out // _winograd.OUTPUTS) for out in w.output_shape)
     fits = _winograd.blocks(g, batch, channels, features).bands == 1
     return min(channels, features) >= 32 and tiles > 4 and batch * tiles >= FEWEST_TILES and fits
+
+
+def _in_blocks(form: Callable[..., jax.Array], x: jax.Array, g: ConvGeometry, cells: int) -> jax.Array:
+    """The form on all of the input where its temporaries fit, `cells` numbers for each output; else block by block."""
+    blocks = cut(g, x.shape[0], cells)
+    return form(x, g) if blocks.count == 1 else map_blocks(form, x, g, blocks)
 
 
 def _group_by_group(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
