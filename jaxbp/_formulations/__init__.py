@@ -1,6 +1,6 @@
 """How each sum is evaluated: forms that are algebraically equal, and the choice between them.
 
-No gradients and no validation here: a rule in `_conv.py` or `_pool.py` says what is computed, with a geometry
+No gradients and no validation here: a rule in `_conv.py` or `_max_pool.py` says what is computed, with a geometry
 that was checked once.
 """
 
@@ -73,7 +73,7 @@ def upsample_winners(delta: jax.Array, winners: jax.Array, w: Window) -> jax.Arr
 
 @partial(jax.jit, static_argnums=2, inline=True)
 def upsample_maxima(delta: jax.Array, winners: jax.Array, w: Window) -> jax.Array:
-    """The same for the winners that `max_and_winners` chose, of which more is known than of any."""
+    """The same for winners that a maximum chose: windows that chose in the same row chose the same cell of it."""
     return _or_zeros(partial(_upsample.by_winners, chosen=True), delta, winners, w)
 
 

@@ -1,4 +1,4 @@
-"""Which form evaluates a map on a CPU, and why. One function per map, from geometry and channel counts alone.
+"""Which form evaluates a map on a CPU, and why. One function per map, from geometry, batch and channels alone.
 
 The reasons are measurements on x86 CPUs (BENCHMARKS.md). Every other platform uses the textbook forms for
 convolutions, which their libraries run well. Each function returns the form's name and the reason.
