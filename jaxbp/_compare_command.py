@@ -6,6 +6,7 @@ import argparse
 import ast
 import importlib
 import importlib.util
+import inspect
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -108,6 +109,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command: 0 if every row is right, 1 if one is wrong, 2 if the command line makes no sense."""
+    if args.json and not (folder := Path(args.json).absolute().parent).is_dir():
+        print(f"jaxbp compare: --json {args.json}: there is no folder {folder}", file=sys.stderr)
+        return 2
     try:
         mine = any(":" in target for target in args.targets)
         reports = list(_user_report(args) if mine else _own_reports(args))
@@ -135,9 +139,11 @@ def _user_report(args: argparse.Namespace) -> Iterator[tuple[str, Comparison]]:
         raise ValueError(f"{args.targets[0]} needs arguments: give --shape 8,28,28,1 for each array")
     manual = _load(args.targets[0])
     automatic = _load(args.automatic) if args.automatic else None
+    arrays = _arrays(args.arguments, args)
+    _require_fit(args.targets[0], manual, arrays, dict(args.keyword))
     report = compare(
         manual,
-        *_arrays(args.arguments, args),
+        *arrays,
         automatic=automatic,
         key=args.seed,
         transforms=args.transforms,
@@ -146,6 +152,20 @@ def _user_report(args: argparse.Namespace) -> Iterator[tuple[str, Comparison]]:
     )
     print(report)
     yield args.targets[0], report
+
+
+def _require_fit(target: str, function: Any, arrays: list, keywords: dict[str, Any]) -> None:
+    """Refuse arguments that the function does not take: the command line is wrong, not the rule."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind(*arrays, **keywords)
+    except TypeError as error:
+        raise ValueError(
+            f"{target} takes {signature}, but the command line gives {len(arrays)} arguments: {error}"
+        ) from None
 
 
 def _own_reports(args: argparse.Namespace) -> Iterator[tuple[str, Comparison]]:

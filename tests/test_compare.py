@@ -705,6 +705,8 @@ def test_the_command_refuses_what_makes_no_sense(tmp_path, capsys):
         (["convolve"], "'convolve' is no op of jaxbp; known are conv, "),
         (["conv", "--shape", "3"], "go with a module:function"),
         ([f"{path}:scaled", "conv", "--shape", "3"], "one module:function at a time"),
+        ([f"{path}:scaled", "--shape", "3"], "but the command line gives 1 arguments: missing a required argument"),
+        (["conv", "--json", f"{tmp_path}/absent/x.json"], "there is no folder"),
     ]:
         assert command(*words) == 2
         assert message in capsys.readouterr().err
