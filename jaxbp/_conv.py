@@ -268,7 +268,7 @@ def dilate(x: jax.Array, dilation: int | Sequence[int]) -> jax.Array:
     Source: Dumoulin and Visin, "A guide to convolution arithmetic for deep learning" (2016), section 4.5.
     """
     x = as_array("dilate", "x", x)
-    rank = len(dilation) if np.ndim(dilation) else x.ndim
+    rank = np.size(dilation) if np.ndim(dilation) else x.ndim
     steps = per_axis("dilate", "dilation", dilation, rank)
     if rank > x.ndim:
         raise ValueError(f"dilate: dilation={steps} has {rank} entries, but x of shape {x.shape} has {x.ndim} axes")

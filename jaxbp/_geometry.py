@@ -100,11 +100,12 @@ def per_axis(op: str, argument: str, value: Any, rank: int, minimum: int = 1) ->
 def as_shape(op: str, argument: str, value: Any) -> Ints:
     """`value` as the shape of an array: a sequence of integers, none of them negative."""
     try:
-        shape = tuple(size if is_symbolic_dim(size) else operator.index(size) for size in value)
+        sizes: list[Any] = [size if is_symbolic_dim(size) else operator.index(size) for size in value]
     except TypeError:
         raise TypeError(
             f"{op}: {argument}={value!r} must be the shape of an array, a sequence of integers; for example x.shape"
         ) from None
+    shape = tuple(sizes)
     if any(is_static([size]) and size < 0 for size in shape):
         raise ValueError(f"{op}: {argument}={shape} must not be negative along any axis")
     return shape
