@@ -63,10 +63,10 @@ CONV_MISTAKES = [
     ("conv_kernel_grad", not_summed),
 ]
 POOL_MISTAKES = [
-    ("upsample_winners", zero),
-    ("upsample_winners", first_row_lost),
-    ("upsample_winners", one_element_larger),
-    ("upsample_winners", first_image_only),
+    ("upsample_maxima", zero),
+    ("upsample_maxima", first_row_lost),
+    ("upsample_maxima", one_element_larger),
+    ("upsample_maxima", first_image_only),
     ("upsample_evenly", slightly_larger),
     ("upsample_evenly", last_corner_lost),
     ("window_sum", first_row_lost),
