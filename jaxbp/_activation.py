@@ -8,7 +8,7 @@ Each derivative can be read off the activation's own output, which the next laye
 import jax
 import jax.numpy as jnp
 
-from ._arguments import as_array, require_inexact
+from ._arguments import as_array, refuse_complex, require_inexact
 
 
 def _relu_op(z: jax.Array) -> jax.Array:
@@ -98,8 +98,7 @@ def relu(x: jax.Array) -> jax.Array:
     Source: Goodfellow, Bengio, Courville, "Deep Learning" (2016), section 6.3.1.
     """
     x = as_array("relu", "x", x)
-    if jnp.issubdtype(x.dtype, jnp.complexfloating):
-        raise TypeError(f"relu: x has dtype {x.dtype}, but complex numbers have no order; use real ones")
+    refuse_complex("relu", "x", x)
     return _relu(x)
 
 

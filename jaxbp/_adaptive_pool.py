@@ -16,8 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ._arguments import as_array, call_rule, require_inexact, sum_dtype
-from ._pool import refuse_complex
+from ._arguments import as_array, call_rule, refuse_complex, require_inexact, sum_dtype
 
 # More places in a window than this are looped over.
 TAPS_AT_ONCE = 16
@@ -146,7 +145,7 @@ def adaptive_max_pool(inputs: jax.Array, output_shape: Sequence[int]) -> jax.Arr
     """
     op = "adaptive_max_pool"
     inputs = as_array(op, "inputs", inputs)
-    refuse_complex(op, inputs)
+    refuse_complex(op, "inputs", inputs)
     for division in reversed(_divisions(op, inputs.shape, output_shape)):
         inputs = _call(_max, division, inputs)
     return inputs

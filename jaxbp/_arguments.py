@@ -48,6 +48,12 @@ def require_inexact(op: str, argument: str, array: jax.Array) -> None:
         )
 
 
+def refuse_complex(op: str, argument: str, array: jax.Array) -> None:
+    """Refuse numbers without an order."""
+    if jnp.issubdtype(array.dtype, jnp.complexfloating):
+        raise TypeError(f"{op}: {argument} has dtype {array.dtype}, but complex numbers have no order; use real ones")
+
+
 def call_rule(
     rule: Callable[..., Any],
     *arrays: jax.Array | None,

@@ -19,10 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import _formulations as formulations
-from ._arguments import as_array, require_inexact, sum_dtype
+from ._arguments import as_array, refuse_complex, require_inexact, sum_dtype
 from ._geometry import Pairs, Window, make_window
 from ._max_pool import max_pool
-from ._pool import call_pool, pool_window, refuse_complex, require_pooled_shape
+from ._pool import call_pool, pool_window, require_pooled_shape
 
 # --------------------------------------------------------------------------------------------- the rules
 
@@ -276,7 +276,7 @@ def lp_pool(
     op = "lp_pool"
     inputs = as_array(op, "inputs", inputs)
     require_inexact(op, "inputs", inputs)
-    refuse_complex(op, inputs)
+    refuse_complex(op, "inputs", inputs)
     if not isinstance(p, int | float | np.number):
         raise TypeError(f"{op}: p={p!r} must be a number, the order of a norm")
     if not p >= 1:

@@ -14,7 +14,7 @@ An integer label is the distribution that has a single 1; then `dJ/dz = p - t`.
 import jax
 import jax.numpy as jnp
 
-from ._arguments import as_array, call_rule, require_inexact, require_same_dtype, sum_dtype, wider
+from ._arguments import as_array, call_rule, refuse_complex, require_inexact, require_same_dtype, sum_dtype, wider
 
 
 @jax.custom_vjp
@@ -72,8 +72,7 @@ def softmax_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     op = "softmax_cross_entropy"
     logits, labels = as_array(op, "logits", logits), as_array(op, "labels", labels)
     require_inexact(op, "logits", logits)
-    if jnp.issubdtype(logits.dtype, jnp.complexfloating):
-        raise TypeError(f"{op}: logits has dtype {logits.dtype}, but complex numbers have no order; use real ones")
+    refuse_complex(op, "logits", logits)
     if logits.ndim > 0 and logits.shape[-1] == 0:
         raise ValueError(f"{op}: logits has shape {logits.shape}, but there is no class to choose; use at least one")
     if logits.ndim == 0:

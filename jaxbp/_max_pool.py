@@ -20,9 +20,9 @@ import jax
 import jax.numpy as jnp
 
 from . import _formulations as formulations
-from ._arguments import as_array, call_rule
+from ._arguments import as_array, call_rule, refuse_complex
 from ._geometry import Window, canonical_padding, dilated_size, per_axis
-from ._pool import call_pool, pool_window, refuse_complex, require_pooled_shape, require_winners, window_sizes
+from ._pool import call_pool, pool_window, require_pooled_shape, require_winners, window_sizes
 
 # --------------------------------------------------------------------------------------------- the rule
 
@@ -338,7 +338,7 @@ def _max_arguments(
 ) -> tuple[jax.Array, Window]:
     """The checked arguments of a pool that compares."""
     inputs = as_array(op, "inputs", inputs)
-    refuse_complex(op, inputs)
+    refuse_complex(op, "inputs", inputs)
     return inputs, pool_window(op, inputs.shape, window_shape, strides, padding, window_dilation, ceil_mode)
 
 

@@ -111,12 +111,6 @@ def require_winners(op: str, winners: jax.Array) -> None:
         raise TypeError(f"{op}: winners has dtype {winners.dtype}, but positions are integers")
 
 
-def refuse_complex(op: str, inputs: jax.Array) -> None:
-    """Refuse numbers without an order."""
-    if jnp.issubdtype(inputs.dtype, jnp.complexfloating):
-        raise TypeError(f"{op}: inputs has dtype {inputs.dtype}, but complex numbers have no order; use real ones")
-
-
 def call_pool(rule: Callable[..., Any], w: Window, inputs: jax.Array) -> Any:
     """Call the rule of a pool; each axis of its output is the pooled axis of its input."""
     shape = (*inputs.shape[: inputs.ndim - w.rank - 1], *w.output_shape, inputs.shape[-1])
