@@ -175,8 +175,9 @@ def start_processes(args: argparse.Namespace) -> int:
 
 
 def say(text: str) -> None:
-    """Print a line that names the process it comes from."""
-    print(f"process {jax.process_index()} of {jax.process_count()}: {text}", flush=True)
+    """Print a line that names the process it comes from, in one piece: processes share the terminal."""
+    sys.stdout.write(f"process {jax.process_index()} of {jax.process_count()}: {text}\n")
+    sys.stdout.flush()
 
 
 def parse_arguments() -> argparse.Namespace:

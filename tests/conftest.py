@@ -22,7 +22,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 examples = os.environ.get("JAXBP_EXAMPLES")
 settings.register_profile(
     "jaxbp",
-    max_examples=int(examples or 16),
+    max_examples=int(examples or 10),
     derandomize=examples is None,
     deadline=None,
     database=None,

@@ -29,13 +29,13 @@ def assert_agreement(result: subprocess.CompletedProcess[str], devices: int) -> 
 
 
 def test_one_process_with_four_devices() -> None:
-    result = run("--devices", "4", "--steps", "60")
+    result = run("--devices", "4", "--steps", "30")
     assert_agreement(result, devices=4)
     assert "process 0 of 1: 4 of 4 devices" in result.stdout
 
 
 def test_two_processes_with_two_devices_each() -> None:
-    result = run("--devices", "4", "--processes", "2", "--steps", "60")
+    result = run("--devices", "4", "--processes", "2", "--steps", "30")
     assert_agreement(result, devices=4)
     for process in (0, 1):
         assert f"process {process} of 2: 2 of 4 devices" in result.stdout

@@ -121,20 +121,20 @@ def test_by_hand_finds_a_mistake(tmp_path: Path, gradient_map: str) -> None:
 
 
 def test_train_digits_learns_and_compares_both_rules(tmp_path: Path) -> None:
-    result = run_python(tmp_path, str(EXAMPLES / "train_digits.py"), "--epochs", "8", "--seed", "1")
+    result = run_python(tmp_path, str(EXAMPLES / "train_digits.py"), "--epochs", "6", "--seed", "1")
     assert result.returncode == 0, result.stderr
     by_hand, automatic = re.search(r"test accuracy +([\d.]+) % +([\d.]+) %", result.stdout).groups()
     assert float(by_hand) >= 97 and float(automatic) >= 97
     assert re.search(r"seconds per epoch +\d+\.\d+ +\d+\.\d+", result.stdout)
     differences = [float(eps) for eps in re.findall(r"([\d.]+) eps$", result.stdout, re.MULTILINE)]
     assert len(differences) == 7 and max(differences) < 64
-    assert re.search(r"epoch 8/8 .*loss [\d.]+, accuracy +[\d.]+ %, [\d,]+ images/s", result.stderr)
+    assert re.search(r"epoch 6/6 .*loss [\d.]+, accuracy +[\d.]+ %, [\d,]+ images/s", result.stderr)
     assert (tmp_path / "digits.png").read_bytes().startswith(b"\x89PNG")
     assert [path.name for path in tmp_path.iterdir()] == ["digits.png"]
 
 
-def test_train_digits_is_seeded(tmp_path: Path) -> None:
-    runs = "for seed in '5', '5', '6': sys.argv[1:] = '--epochs', '1', '--seed', seed; train_digits.main()"
+def test_train_digits_is_seeded(tmp_path: Path, idx_folder: Path) -> None:
+    runs = "for seed in '556': sys.argv[1:] = '--data', 'mnist', '--epochs', '1', '--seed', seed; train_digits.main()"
     result = run_python(tmp_path, "-c", f"import sys, train_digits\n{runs}")
     first, same, other = re.findall(r"last epoch's loss.*", result.stdout)
     assert first == same != other

@@ -30,8 +30,8 @@ from jaxbp._formulations import (
     _blocks,
     _choice,
     _multiply_add,
-    _phases,
     _product,
+    _subpixel,
     _taps,
     _textbook,
     _upsample,
@@ -127,10 +127,10 @@ FORMS = [
     Form(_winograd.kernel_grad, "kernel", three_by_three),
     Form(_bands.forward, "forward", one_group),
     Form(
-        _phases.forward,
+        _subpixel.forward,
         "forward",
         without_wide_steps,
-        lambda x, k, g: _phases.forward(x, k, g, _textbook.forward),
+        lambda x, k, g: _subpixel.forward(x, k, g, _textbook.forward),
     ),
     Form(_axes.fold_forward, "forward", more_axes, lambda x, k, g: _axes.fold_forward(x, k, g, _textbook.forward)),
     Form(
@@ -140,10 +140,21 @@ FORMS = [
         lambda x, d, g: _axes.fold_kernel_grad(x, d, g, _textbook.kernel_grad),
     ),
     Form(_choice._group_by_group, "forward", anything),
+    Form(_choice._image_by_image, "forward", anything),
     Form(_choice.forward, "forward", anything),
     Form(_choice.input_grad, "input", anything),
     Form(_choice.kernel_grad, "kernel", anything),
 ]
+
+
+# The forms that work block by block.
+CUT = (
+    _taps.rows_kernel_grad,
+    _winograd.forward,
+    _winograd.kernel_grad,
+    _subpixel.forward,
+    _choice._image_by_image,
+)
 
 
 def name_of(form: Form) -> str:
@@ -195,7 +206,7 @@ def test_form_equals_loops(form, case):
 
 @pytest.mark.parametrize(
     "form",
-    [f for f in FORMS if f.function in (_taps.rows_kernel_grad, _winograd.forward, _winograd.kernel_grad)],
+    [f for f in FORMS if f.function in CUT],
     ids=name_of,
 )
 @pytest.mark.parametrize("cells", [1, 1 << 10])
@@ -222,7 +233,8 @@ def test_every_form_is_tested():
     helpers = {
         "_choice": {"forward_form", "input_grad_form", "kernel_grad_form"},
         "_textbook": {"rot180", "exchange_channels"},
-        "_blocks": {"cut", "largest_divisor", "map_blocks", "sum_blocks"},
+        "_blocks": {"channel_block", "cut", "largest_divisor", "map_blocks", "map_images", "sum_blocks"},
+        "_subpixel": {"block_window"},
         "_winograd": {"blocks"},
     }
     tested = {name_of(form) for form in FORMS}
@@ -267,9 +279,12 @@ def draw_names(seen, data):
         arguments["kernel_dilation"], arguments["feature_group_count"],
     )  # fmt: skip
     g = ConvGeometry(window, arguments["feature_group_count"])
-    seen["forward_form"].add(_choice.forward_form(g, case.x[0], case.x[-1], case.kernel[-1])[0])
-    seen["forward_form"].add(_choice.input_grad_form(g, case.x[0], case.x[-1], case.kernel[-1])[0])
-    seen["kernel_grad_form"].add(_choice.kernel_grad_form(g, case.x[0], case.x[-1], case.kernel[-1])[0])
+    sizes = case.x[0], case.x[-1], case.kernel[-1]
+    with pytest.MonkeyPatch.context() as patch:
+        # What is too large for the cache is too large for a test.
+        patch.setattr(_choice, "MOST_OUTPUTS", data.draw(st.sampled_from([_choice.MOST_OUTPUTS, 64])))
+        for choice in ("forward_form", "input_grad_form", "kernel_grad_form"):
+            seen[choice.replace("input_grad", "forward")].add(getattr(_choice, choice)(g, *sizes)[0])
 
 
 def test_random_geometries_reach_every_choice():

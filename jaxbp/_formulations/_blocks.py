@@ -52,6 +52,21 @@ def largest_divisor(size: int, most: int) -> int:
     return max(n for n in range(1, max(1, min(size, most)) + 1) if size % n == 0)
 
 
+def channel_block(a: jax.Array, i: jax.Array | int, count: int) -> jax.Array:
+    """The i-th of `count` equal parts of the last axis."""
+    size = a.shape[-1] // count
+    return lax.dynamic_slice_in_dim(a, i * size, size, axis=a.ndim - 1)
+
+
+def map_images(form: Callable[[jax.Array], jax.Array], x: jax.Array, cells: int) -> jax.Array:
+    """`form` of so many images at a time that temporaries of `cells` numbers for each fit."""
+    images = largest_divisor(x.shape[0], CELLS // cells)
+    if images == x.shape[0]:
+        return form(x)
+    z = lax.map(form, x.reshape(-1, images, *x.shape[1:]))
+    return z.reshape(-1, *z.shape[2:])
+
+
 def map_blocks(form: Callable[..., jax.Array], x: jax.Array, g: ConvGeometry, blocks: Blocks) -> jax.Array:
     """The forward sum: `form(x, geometry)` of every block, put together."""
     x_block = _input_blocks(x, g, blocks)

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from .._geometry import ConvGeometry, Window, is_static, transposed
-from . import _axes, _bands, _multiply_add, _phases, _product, _taps, _textbook, _winograd
-from ._blocks import cut, largest_divisor, map_blocks, sum_blocks
+from . import _axes, _bands, _multiply_add, _product, _subpixel, _taps, _textbook, _winograd
+from ._blocks import channel_block, cut, largest_divisor, map_blocks, map_images, sum_blocks
 from ._windows import Choice
 
 MAX_TAPS = 64
@@ -24,6 +24,7 @@ MOST_ZEROS = 8
 MAX_ROWS = 16
 FEWEST_TILES = 128
 MOST_WEIGHTS = 1 << 17
+MOST_OUTPUTS = 1 << 21
 
 
 def forward_form(g: ConvGeometry, batch: int, channels: int, features: int) -> Choice:
@@ -36,11 +37,13 @@ def forward_form(g: ConvGeometry, batch: int, channels: int, features: int) -> C
         back = transposed(w)
         if groups == 1 and _apart(back):
             return "transposed product", "windows do not overlap: one matrix product, put in place"
-        phases = math.prod(w.input_dilation)
         wide_steps = any(s > 1 for s, d in zip(w.strides, w.input_dilation, strict=True) if d > 1)
+        whole = all(d == 1 or k % d == 0 for k, d in zip(w.window_shape, w.input_dilation, strict=True))
         large = w.rank == 2 and w.taps > LARGE_WINDOW and features <= 4
-        if (groups > 1 or w.rank > 2 or large) and phases <= MAX_TAPS and not wide_steps:
-            return "phases", "zeros between the input's cells are left out, phase by phase"
+        if not wide_steps and (groups > 1 or w.rank > 2 or large or (whole and features > 1)):
+            return "sub-pixel", "zeros between the input's cells are left out: more outputs, put side by side"
+        if groups == 1 and batch * math.prod(w.output_shape) * features > MOST_OUTPUTS:
+            return "image by image", "the compiler skips the zeros itself, but slows down beyond the cache"
         return "textbook", "the compiler skips the zeros itself"
     if groups == 1 and _apart(w):
         return "product", "windows do not overlap: one matrix product"
@@ -104,8 +107,10 @@ def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
         case "transposed product":
             back = _textbook.exchange_channels(_textbook.rot180(kernel, g.window.rank), groups)
             return _product.transposed(x, back, g._replace(window=transposed(g.window)))
-        case "phases":
-            return _phases.forward(x, kernel, g, forward)
+        case "sub-pixel":
+            return _subpixel.forward(x, kernel, g, forward)
+        case "image by image":
+            return _image_by_image(x, kernel, g)
         case "multiply-add":
             return _multiply_add.forward(x, kernel, g)
         case "bands":
@@ -191,13 +196,20 @@ def _in_blocks(form: Callable[..., jax.Array], x: jax.Array, g: ConvGeometry, ce
     return form(x, g) if blocks.count == 1 else map_blocks(form, x, g, blocks)
 
 
+def _image_by_image(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
+    """The textbook form of one image, or of some, after the other."""
+    cells = math.prod(g.window.output_shape) * kernel.shape[-1]
+    return map_images(lambda x: _textbook.forward(x, kernel, g), x, cells)
+
+
 def _group_by_group(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
     """One dense convolution for each group, in a loop."""
-    groups = g.feature_group_count
+    groups, features = g.feature_group_count, kernel.shape[-1]
     alone = g._replace(feature_group_count=1)
 
-    def split(a: jax.Array) -> jax.Array:
-        return jnp.moveaxis(a.reshape(*a.shape[:-1], groups, a.shape[-1] // groups), -2, 0)
+    def add_group(i: jax.Array, z: jax.Array) -> jax.Array:
+        group = _textbook.forward(channel_block(x, i, groups), channel_block(kernel, i, groups), alone)
+        return jax.lax.dynamic_update_slice_in_dim(z, group, i * (features // groups), axis=z.ndim - 1)
 
-    z = jax.lax.map(lambda pair: _textbook.forward(pair[0], pair[1], alone), (split(x), split(kernel)))
-    return jnp.moveaxis(z, 0, -2).reshape(*z.shape[1:-1], kernel.shape[-1])
+    z = jnp.zeros_like(x, shape=(x.shape[0], *g.window.output_shape, features))
+    return jax.lax.fori_loop(0, groups, add_group, z)

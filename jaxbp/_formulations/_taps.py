@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from .._geometry import ConvGeometry
-from ._blocks import cut, sum_blocks
+from ._blocks import channel_block, cut, sum_blocks
 from ._memory import written
 from ._windows import first_axis_views, tap_views
 
@@ -54,17 +54,13 @@ def rows_kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Arr
 
 
 def grouped_kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry, together: int) -> jax.Array:
-    """The same with groups: image by image, `together` groups in one product, whose diagonal blocks are theirs."""
-    w, groups = g.window, g.feature_group_count
-    c, o, blocks = x.shape[-1] // groups, delta.shape[-1] // groups, groups // together
-
-    def step(total: jax.Array, image: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-        x, delta = image
-        rows = jnp.stack([view.reshape(-1, blocks, together * c) for view in tap_views(x, w, 0)], axis=1)
-        columns = delta.reshape(-1, blocks, together * o)
-        return total + jnp.einsum("mno,mtnc->notc", columns, rows, precision=g.precision), None
-
-    first = jnp.zeros_like(x, shape=(blocks, together * o, w.taps, together * c))
-    products, _ = lax.scan(step, first, (x[:, None], delta[:, None]))
-    products = products.reshape(blocks, together, o, w.taps, together, c)
-    return jnp.einsum("nbotbc->tcnbo", products).reshape(*w.window_shape, c, delta.shape[-1])
+    """The same for one group after the other; or `together` of them in one product, whose diagonal is theirs."""
+    groups, window = g.feature_group_count, g.window.window_shape
+    c, o, count = x.shape[-1] // groups, delta.shape[-1] // groups, groups // together
+    alone = g._replace(feature_group_count=1)
+    products = lax.map(
+        lambda i: rows_kernel_grad(channel_block(x, i, count), channel_block(delta, i, count), alone),
+        jnp.arange(count, dtype=jnp.int32),
+    )
+    products = products.reshape(count, -1, together, c, together, o)
+    return jnp.einsum("ntbcbo->tcnbo", products).reshape(*window, c, delta.shape[-1])

@@ -2,9 +2,10 @@
 
 Along one axis two neighbouring outputs of a window of three weights share four inputs d, and
 
-    y0 = m0 + m1 + m2        m0 = (d0 - d2) w0        m1 = (d1 + d2) (w0 + w1 + w2) / 2
-    y1 = m1 - m2 - m3        m3 = (d1 - d3) w2        m2 = (d2 - d1) (w0 - w1 + w2) / 2
+    y0 = m2 + (m3 + m0)      m0 = (d0 - d2) w0      m2 = (d2 + d1) (w0 + w1 + w2) / 2
+    y1 = m2 - (m3 + m1)      m1 = (d1 - d3) w2      m3 = (d2 - d1) (w0 - w1 + w2) / 2
 
+What stands below each other is one expression over both, with a sign: half as many for the compiler.
 Along both axes: tiles of 2x2 outputs from 4x4 inputs. The sum over the channels turns each of the 16 products into a
 matrix product over all tiles. The factors are halves and signs, so that errors stay within a small factor of the
 direct sum's; larger tiles save more products and lose digits. The kernel's gradient takes the same steps backward.
@@ -19,7 +20,7 @@ from .._geometry import ConvGeometry
 from ._blocks import CELLS, Blocks, cut, map_blocks, sum_blocks
 from ._windows import pad_axes
 
-WEIGHTS = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
+WEIGHTS = np.array([[1, 0, 0], [0, 0, 1], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5]])
 # Along an axis, a tile's cells: outputs, and inputs with those that it shares with the next tile.
 OUTPUTS, INPUTS = 2, 4
 
@@ -90,18 +91,23 @@ def _tiles_of_delta(delta: jax.Array, rows: int, columns: int) -> jax.Array:
 def _inputs(x: jax.Array, tiles: int) -> jax.Array:
     """(4, A, tiles, B) from (A, 2 (tiles + 1), B): what the products take along the middle axis."""
     pairs = x.reshape(x.shape[0], tiles + 1, OUTPUTS, -1)
-    first, second = pairs[:, :, 0], pairs[:, :, 1]
-    d0, d2, d1, d3 = first[:, :-1], first[:, 1:], second[:, :-1], second[:, 1:]
-    return jnp.stack([d0 - d2, d1 + d2, d2 - d1, d1 - d3])
+    first, second = pairs[:, :-1], pairs[:, 1:]
+    middle = second[None, :, :, 0] + _signs(first, 0) * first[None, :, :, 1]
+    return jnp.concatenate([jnp.moveaxis(first - second, 2, 0), middle])
 
 
 def _outputs(m: jax.Array) -> jax.Array:
     """(A, 2, B) from (4, A, B): two outputs of each tile."""
-    return jnp.stack([m[0] + m[1] + m[2], m[1] - m[2] - m[3]], axis=1)
+    return m[2][:, None] + _signs(m, 1) * (m[3][:, None] + m[:2].swapaxes(0, 1))
 
 
 def _outputs_back(delta: jax.Array) -> jax.Array:
     """(4, A, tiles, B) from (A, 2 tiles, B): the transpose of `_outputs`."""
     pairs = delta.reshape(delta.shape[0], -1, OUTPUTS, delta.shape[-1])
-    d0, d1 = pairs[:, :, 0], pairs[:, :, 1]
-    return jnp.stack([d0, d0 + d1, d0 - d1, -d1])
+    middle = pairs[None, :, :, 0] + _signs(pairs, 0) * pairs[None, :, :, 1]
+    return jnp.concatenate([jnp.moveaxis(_signs(pairs, 2) * pairs, 2, 0), middle])
+
+
+def _signs(a: jax.Array, axis: int) -> jax.Array:
+    """1 and -1 along one axis, for something of the rank of `a`."""
+    return jnp.asarray([1, -1], a.dtype).reshape([OUTPUTS if i == axis else 1 for i in range(a.ndim)])

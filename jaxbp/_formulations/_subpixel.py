@@ -1,0 +1,80 @@
+"""Zeros between the input's cells, left out: a convolution of a dilated input as one with more outputs, side by side.
+
+Let the input's cells lie s apart, and count the outputs as `o = s m - q + p`, with p the padding and 0 <= q < s. Tap t
+of output o reads place `o + t - p = s m + t - q`, where a cell lies only if t - q is a multiple of s. So
+
+    z[s m - q + p] = sum_j x[m + j] w[s j + q]
+
+which for every q is a convolution of the input as it is, with a window of ceil(k / s) taps; they all read the same
+cells, and are evaluated as one convolution with s times as many outputs.
+Source: Shi et al., "Real-time single image and video super-resolution", 2016, where it is called sub-pixel convolution.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from .._geometry import ConvGeometry, Window, dilated_size, read_padding
+from ._blocks import map_images
+from ._windows import pad_axes
+
+
+def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry, correlate: Callable[..., jax.Array]) -> jax.Array:
+    """Evaluate the convolution with more outputs with `correlate`, and put these side by side."""
+    w, groups, features = g.window, g.feature_group_count, kernel.shape[-1]
+    block = block_window(w)
+    weights, axes = _weights(kernel, w, block, groups), range(1, w.rank + 1)
+    shape = [size * s for size, s in zip(block.output_shape, w.input_dilation, strict=True)]
+    order = (0, *_alternate(axes, range(w.rank + 2, 2 * w.rank + 2)), w.rank + 1, 2 * w.rank + 2)
+    before = [
+        _first_block(w, i) * s - (s - 1) + w.padding[i][0] if s > 1 else 0 for i, s in enumerate(w.input_dilation)
+    ]
+    crop = [(b, out - b - size) for b, out, size in zip(before, w.output_shape, shape, strict=True)]
+
+    def outputs(x: jax.Array) -> jax.Array:
+        z = correlate(x, weights, g._replace(window=block))
+        z = z.reshape(x.shape[0], *block.output_shape, groups, *w.input_dilation, -1)
+        return pad_axes(z.transpose(order).reshape(x.shape[0], *shape, features), axes, crop, 0)
+
+    return map_images(outputs, x, math.prod(shape) * features)
+
+
+def block_window(w: Window) -> Window:
+    """The window over the input without zeros, one step for each block of s outputs."""
+    taps, dilation, padding, blocks = list(w.window_shape), list(w.dilation), list(w.padding), list(w.output_shape)
+    for i, s in enumerate(w.input_dilation):
+        if s > 1:
+            first, last = _first_block(w, i), -((w.padding[i][0] + 1 - w.output_shape[i]) // s)
+            taps[i], dilation[i] = -(-dilated_size(taps[i], dilation[i]) // s), 1
+            padding[i], blocks[i] = (-first, 0), last - first + 1
+    ones = (1,) * w.rank
+    block = Window(w.input_shape, tuple(taps), w.strides, tuple(padding), tuple(dilation), ones, tuple(blocks))
+    return block._replace(padding=read_padding(block))
+
+
+def _first_block(w: Window, i: int) -> int:
+    """The first m whose last output, q = 0, is not before the first one of all."""
+    return -(w.padding[i][0] // w.input_dilation[i])
+
+
+def _weights(kernel: jax.Array, w: Window, block: Window, groups: int) -> jax.Array:
+    """(*taps, C / groups, groups * s * ... * O): the weights w[s j + q] of all q, the largest first."""
+    *_, channels, features = kernel.shape
+    config, shape = [], []
+    for k, d, s, taps in zip(w.window_shape, w.dilation, w.input_dilation, block.window_shape, strict=True):
+        config.append((0, taps * s - dilated_size(k, d), d - 1) if s > 1 else (0, 0, 0))
+        shape += [taps, s]
+    kernel = lax.pad(kernel, jnp.zeros((), kernel.dtype), [*config, (0, 0, 0), (0, 0, 0)])
+    kernel = kernel.reshape(*shape, channels, groups, features // groups)
+    every_q = range(1, 2 * w.rank, 2)
+    order = (*range(0, 2 * w.rank, 2), 2 * w.rank, 2 * w.rank + 1, *every_q, 2 * w.rank + 2)
+    return jnp.flip(kernel, every_q).transpose(order).reshape(*block.window_shape, channels, -1)
+
+
+def _alternate(first: Iterable[Any], second: Iterable[Any]) -> list[Any]:
+    """One of the first, one of the second, and so on."""
+    return [each for pair in zip(first, second, strict=True) for each in pair]
