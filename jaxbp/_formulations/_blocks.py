@@ -58,9 +58,9 @@ def channel_block(a: jax.Array, i: jax.Array | int, count: int) -> jax.Array:
     return lax.dynamic_slice_in_dim(a, i * size, size, axis=a.ndim - 1)
 
 
-def map_images(form: Callable[[jax.Array], jax.Array], x: jax.Array, cells: int) -> jax.Array:
-    """`form` of so many images at a time that temporaries of `cells` numbers for each fit."""
-    images = largest_divisor(x.shape[0], CELLS // cells)
+def map_images(form: Callable[[jax.Array], jax.Array], x: jax.Array, cells: int, times: int = 1) -> jax.Array:
+    """`form` of so many images at a time that temporaries of `cells` numbers for each fit `times * CELLS`."""
+    images = largest_divisor(x.shape[0], times * CELLS // cells)
     if images == x.shape[0]:
         return form(x)
     z = lax.map(form, x.reshape(-1, images, *x.shape[1:]))

@@ -26,11 +26,11 @@ def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
     """Add up every tap of every channel of the group."""
     groups = g.feature_group_count
     *_, c, features = kernel.shape
-    weights = kernel.reshape(-1, c, *[1] * (x.ndim - 1), groups, features // groups).swapaxes(-2, -1)
-    total = jnp.zeros((), x.dtype)
-    for tap, view in enumerate(tap_views(_channels_by_group(x, groups), g.window, 0, trailing=2)):
-        for channel in range(c):
-            total = total + view[..., channel, None, :] * weights[tap, channel]
+    weights = kernel.reshape(-1, *[1] * (x.ndim - 1), groups, features // groups).swapaxes(-2, -1)
+    views = tap_views(_channels_by_group(x, groups), g.window, 0, trailing=2)
+    cells = [lax.slice_in_dim(view, i, i + 1, axis=x.ndim - 1) for view in views for i in range(c)]
+    terms = [cell * lax.index_in_dim(weights, i, keepdims=False) for i, cell in enumerate(cells)]
+    total = functools.reduce(lax.add, terms)
     return written(total.swapaxes(-2, -1).reshape(*total.shape[:-2], features))
 
 
@@ -71,16 +71,13 @@ def _kernel_sums(x: jax.Array, delta: jax.Array, w: Window) -> jax.Array:
 
     def products(x: jax.Array, delta: jax.Array) -> jax.Array:
         """(taps, *positions, c, o, groups): the sum over some images, and over bands of rows, at every position."""
-        sums = []
+        delta, sums = jnp.expand_dims(delta, -3), []
         for view in tap_views(x, w, 0, trailing=2):
-            terms = view[..., :, None, :] * delta[..., None, :, :]
-            parts = [
-                terms[image, band * rows // bands : (band + 1) * rows // bands]
-                for image in range(images)
-                for band in range(bands)
-            ]
-            sums.append(functools.reduce(jnp.add, parts))
-        return jnp.stack(sums)
+            terms = jnp.expand_dims(view, -2) * delta
+            terms = terms.reshape(images * bands, rows // bands, *terms.shape[2:])
+            parts = [lax.slice_in_dim(terms, i, i + 1) for i in range(images * bands)]
+            sums.append(functools.reduce(lax.add, parts))
+        return jnp.concatenate(sums)
 
     def step(total: jax.Array, block: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         return total + products(*block), None

@@ -40,7 +40,7 @@ def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry, correlate: Callabl
         z = z.reshape(x.shape[0], *block.output_shape, groups, *w.input_dilation, -1)
         return pad_axes(z.transpose(order).reshape(x.shape[0], *shape, features), axes, crop, 0)
 
-    return map_images(outputs, x, math.prod(shape) * features)
+    return map_images(outputs, x, math.prod(shape) * features, times=4)
 
 
 def block_window(w: Window) -> Window:

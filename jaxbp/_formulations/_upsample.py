@@ -118,7 +118,10 @@ def _windows_back(w: Window, written: Sequence[Written], winners: jax.Array | No
 
         def view(a: jax.Array) -> jax.Array:
             for axis, start, b in zip(axes, starts, blocks, strict=True):
-                a = lax.dynamic_slice_in_dim(a, start, b, axis)
+                if isinstance(start, int):
+                    a = lax.slice_in_dim(a, start, start + b, axis=axis)
+                else:
+                    a = lax.dynamic_slice_in_dim(a, start, b, axis)
             return jnp.expand_dims(a, [axis + 1 + i for i, axis in enumerate(axes)])
 
         tap, reaches = _tap(w, [most - 1 - start for most, start in zip(reach, starts, strict=True)], axes.start)
