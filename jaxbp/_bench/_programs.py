@@ -1,5 +1,6 @@
 """A case as compiled programs: forward and all gradients in one, and each map for itself. What they cost, but time."""
 
+import gc
 import time
 from collections.abc import Callable, Sequence
 from types import ModuleType
@@ -64,6 +65,8 @@ def compile_case(function: Callable, arrays: list[jax.Array], delta: jax.Array, 
 
 def compile_program(program: Callable, *operands: Any, donate: Sequence[int] = ()) -> Program:
     """Trace, lower and compile; the seconds are of all three. Without donated operands it can be called again."""
+    # What earlier programs left behind would else be collected while this one is traced.
+    gc.collect()
     start = time.perf_counter()
     compiled = jax.jit(program, donate_argnums=donate).lower(*operands).compile()
     seconds = time.perf_counter() - start

@@ -91,12 +91,13 @@ def sum_blocks(
     if blocks.count == 1:
         return form(x_block(0), delta_block(0), blocks.geometry)
 
-    def step(total: jax.Array, i: jax.Array) -> tuple[jax.Array, None]:
-        return total + form(x_block(i), delta_block(i), blocks.geometry), None
-
     shape = jax.eval_shape(lambda: form(x_block(0), delta_block(0), blocks.geometry)).shape
-    total, _ = lax.scan(step, jnp.zeros_like(x, shape=shape), jnp.arange(blocks.count, dtype=jnp.int32))
-    return total
+    return lax.fori_loop(
+        0,
+        blocks.count,
+        lambda i, total: total + form(x_block(i), delta_block(i), blocks.geometry),
+        jnp.zeros_like(x, shape=shape),
+    )
 
 
 def _input_blocks(x: jax.Array, g: ConvGeometry, blocks: Blocks) -> Callable[..., jax.Array]:

@@ -69,29 +69,24 @@ def _kernel_sums(x: jax.Array, delta: jax.Array, w: Window) -> jax.Array:
     images = largest_divisor(batch, AT_ONCE)
     bands = largest_divisor(rows, AT_ONCE // images)
 
-    def products(x: jax.Array, delta: jax.Array) -> jax.Array:
-        """(taps, *positions, c, o, groups): the sum over some images, and over bands of rows, at every position."""
+    def sums(x: jax.Array, delta: jax.Array) -> jax.Array:
+        """The sums of some images: over them, and over bands of rows, at every position; then over all positions."""
         delta, sums = jnp.expand_dims(delta, -3), []
         for view in tap_views(x, w, 0, trailing=2):
             terms = jnp.expand_dims(view, -2) * delta
             terms = terms.reshape(images * bands, rows // bands, *terms.shape[2:])
             parts = [lax.slice_in_dim(terms, i, i + 1) for i in range(images * bands)]
             sums.append(functools.reduce(lax.add, parts))
-        return jnp.concatenate(sums)
+        return jnp.sum(jnp.concatenate(sums), axis=tuple(range(1, w.rank + 1)))
 
-    def step(total: jax.Array, block: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-        return total + products(*block), None
+    def add(total: jax.Array, block: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        return total + sums(*block), None
 
     if batch == images:
-        positions = products(x, delta)
-    else:
-        blocks = (
-            x.reshape(batch // images, images, *x.shape[1:]),
-            delta.reshape(batch // images, images, *delta.shape[1:]),
-        )
-        shape = (w.taps, rows // bands, *delta.shape[2:-2], x.shape[-2], *delta.shape[-2:])
-        positions, _ = lax.scan(step, jnp.zeros_like(x, shape=shape), blocks)
-    return jnp.sum(positions, axis=tuple(range(1, w.rank + 1)))
+        return sums(x, delta)
+    blocks = [a.reshape(batch // images, images, *a.shape[1:]) for a in (x, delta)]
+    first = jnp.zeros_like(x, shape=(w.taps, x.shape[-2], *delta.shape[-2:]))
+    return lax.scan(add, first, tuple(blocks))[0]
 
 
 def _channels_by_group(x: jax.Array, groups: int) -> jax.Array:
