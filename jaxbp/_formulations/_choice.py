@@ -15,16 +15,17 @@ from . import _axes, _bands, _multiply_add, _product, _subpixel, _taps, _textboo
 from ._blocks import channel_block, cut, largest_divisor, map_blocks, map_images, sum_blocks
 from ._windows import Choice
 
-MAX_TAPS = 64
-MULTIPLY_ADD_TERMS = 40
-DENSE_MULTIPLY_ADD_TERMS = 32
+# Where the measurements change sides.
+MAX_TAPS = 64  # that are written out one by one
+MULTIPLY_ADD_TERMS = 40  # taps times channels of a group
+DENSE_MULTIPLY_ADD_TERMS = 32  # the same in a single group
 FEW_WEIGHTS = 512
-LARGE_WINDOW = 25
-MOST_ZEROS = 8
-MAX_ROWS = 16
-FEWEST_TILES = 128
-MOST_WEIGHTS = 1 << 17
-MOST_OUTPUTS = 1 << 21
+LARGE_WINDOW = 25  # taps
+MAX_ROWS = 16  # of a window, side by side before a banded matrix
+MOST_ZEROS = 8  # numbers of a banded matrix for each that is a weight
+FEWEST_TILES = 128  # of a whole batch, to share Winograd's weights
+MOST_WEIGHTS = 1 << 17  # channels times features, to be transformed for Winograd
+MOST_OUTPUTS = 1 << 21  # numbers: 8 MiB of float32
 
 
 def forward_form(g: ConvGeometry, batch: int, channels: int, features: int) -> Choice:
@@ -38,7 +39,10 @@ def forward_form(g: ConvGeometry, batch: int, channels: int, features: int) -> C
         if groups == 1 and _apart(back):
             return "transposed product", "windows do not overlap: one matrix product, put in place"
         wide_steps = any(s > 1 for s, d in zip(w.strides, w.input_dilation, strict=True) if d > 1)
-        whole = all(d == 1 or k % d == 0 for k, d in zip(w.window_shape, w.input_dilation, strict=True))
+        whole = all(
+            s == 1 or (k % s == 0 and d == 1)
+            for k, d, s in zip(w.window_shape, w.dilation, w.input_dilation, strict=True)
+        )
         large = w.rank == 2 and w.taps > LARGE_WINDOW and features <= 4
         if not wide_steps and (groups > 1 or w.rank > 2 or large or (whole and features > 1)):
             return "sub-pixel", "zeros between the input's cells are left out: more outputs, put side by side"

@@ -11,8 +11,7 @@ Source: Shi et al., "Real-time single image and video super-resolution", 2016, w
 """
 
 import math
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +28,8 @@ def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry, correlate: Callabl
     block = block_window(w)
     weights, axes = _weights(kernel, w, block, groups), range(1, w.rank + 1)
     shape = [size * s for size, s in zip(block.output_shape, w.input_dilation, strict=True)]
-    order = (0, *_alternate(axes, range(w.rank + 2, 2 * w.rank + 2)), w.rank + 1, 2 * w.rank + 2)
+    side_by_side = [axis for i in axes for axis in (i, i + w.rank + 1)]
+    order = (0, *side_by_side, w.rank + 1, 2 * w.rank + 2)
     before = [
         _first_block(w, i) * s - (s - 1) + w.padding[i][0] if s > 1 else 0 for i, s in enumerate(w.input_dilation)
     ]
@@ -73,8 +73,3 @@ def _weights(kernel: jax.Array, w: Window, block: Window, groups: int) -> jax.Ar
     every_q = range(1, 2 * w.rank, 2)
     order = (*range(0, 2 * w.rank, 2), 2 * w.rank, 2 * w.rank + 1, *every_q, 2 * w.rank + 2)
     return jnp.flip(kernel, every_q).transpose(order).reshape(*block.window_shape, channels, -1)
-
-
-def _alternate(first: Iterable[Any], second: Iterable[Any]) -> list[Any]:
-    """One of the first, one of the second, and so on."""
-    return [each for pair in zip(first, second, strict=True) for each in pair]
