@@ -101,6 +101,34 @@ def conv(x, kernel, bias=None, *, delta=None, strides=1, padding="SAME", input_d
     return z.reshape(*batch, *z.shape[1:])
 
 
+def transposed_padding(k, stride, padding, consistent):
+    """(low, high) at an axis of the input with zeros in it, for a window that spans k cells."""
+    if isinstance(padding, str):
+        # As lax splits them: for the forward convolution that VALID or SAME would be the padding of.
+        total = k + stride - 2 + (max(k - stride, 0) if padding == "VALID" else 0)
+        low = k - 1 if padding == "VALID" or stride > k - 1 else -(-total // 2)
+        return low, total - low
+    return tuple(k - 1 - p for p in padding) if consistent else tuple(padding)
+
+
+def as_conv(window_shape, strides, padding, rhs_dilation=None, transpose_kernel=False, use_consistent_padding=False):
+    """The arguments of `conv` for those of `conv_transpose`, whose kernel may have to be exchanged first."""
+    rank = len(window_shape)
+    dilation = per_axis(rhs_dilation, rank)
+    paddings = [padding] * rank if isinstance(padding, str) else padding
+    pairs = [
+        transposed_padding((k - 1) * d + 1, s, p, use_consistent_padding)
+        for k, d, s, p in zip(window_shape, dilation, strides, paddings, strict=True)
+    ]
+    return dict(input_dilation=tuple(strides), kernel_dilation=dilation, padding=tuple(pairs))
+
+
+def exchanged(kernel):
+    """Turned by 180 degrees, inputs and outputs swapped: what `transpose_kernel` does first; its own inverse."""
+    axes = tuple(range(np.ndim(kernel) - 2))
+    return np.flip(kernel, axes).swapaxes(-2, -1)
+
+
 # --------------------------------------------------------------------------------------------------- pooling
 
 

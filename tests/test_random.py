@@ -241,13 +241,20 @@ def transposed(draw):
 def test_conv_transpose(case):
     forget_programs()
     lhs_shape, rhs_shape, words = case
+    lhs, rhs = integers(1, lhs_shape), integers(2, rhs_shape)
 
     def run(function):
-        return jax.jit(lambda a, b: pull_back(lambda a, b: function(a, b, **words), a, b))(
-            integers(1, lhs_shape), integers(2, rhs_shape)
-        )
+        return jax.jit(lambda a, b: pull_back(lambda a, b: function(a, b, **words), a, b))(lhs, rhs)
 
-    assert_equal(run(jaxbp.conv_transpose), run(lax.conv_transpose))
+    z, (dlhs, drhs) = run(jaxbp.conv_transpose)
+    turn = loops.exchanged if words["transpose_kernel"] else np.asarray
+    kernel, arguments = turn(rhs), loops.as_conv(rhs_shape[:-2], **words)
+    assert_exact(z, loops.conv(lhs, kernel, **arguments))
+    dx, dkernel, _ = loops.conv(lhs, kernel, delta=delta_of(z), **arguments)
+    assert_exact(dlhs, dx)
+    assert_exact(drhs, turn(dkernel))
+    if lax_is_right(lhs_shape, kernel.shape, arguments):
+        assert_equal((z, (dlhs, drhs)), run(lax.conv_transpose))
 
 
 @given(
