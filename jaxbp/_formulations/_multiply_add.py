@@ -82,11 +82,13 @@ def _kernel_sums(x: jax.Array, delta: jax.Array, w: Window) -> jax.Array:
     def add(total: jax.Array, block: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         return total + sums(*block), None
 
+    def blocks(a: jax.Array) -> jax.Array:
+        return a.reshape(batch // images, images, *a.shape[1:])
+
     if batch == images:
         return sums(x, delta)
-    blocks = [a.reshape(batch // images, images, *a.shape[1:]) for a in (x, delta)]
     first = jnp.zeros_like(x, shape=(w.taps, x.shape[-2], *delta.shape[-2:]))
-    return lax.scan(add, first, tuple(blocks))[0]
+    return lax.scan(add, first, (blocks(x), blocks(delta)))[0]
 
 
 def _channels_by_group(x: jax.Array, groups: int) -> jax.Array:
