@@ -25,7 +25,7 @@ MAX_ROWS = 16  # of a window, side by side before a banded matrix
 MOST_ZEROS = 8  # numbers of a banded matrix for each that is a weight
 FEWEST_TILES = 128  # of a whole batch, to share Winograd's weights
 MOST_WEIGHTS = 1 << 17  # channels times features, to be transformed for Winograd
-MOST_OUTPUTS = 1 << 21  # numbers: 8 MiB of float32
+MOST_OUTPUTS = 1 << 21  # numbers: 8 MiB of float32 that stay in the cache, and may be copied
 
 
 def forward_form(g: ConvGeometry, batch: int, channels: int, features: int) -> Choice:
@@ -39,14 +39,12 @@ def forward_form(g: ConvGeometry, batch: int, channels: int, features: int) -> C
         if groups == 1 and _apart(back):
             return "transposed product", "windows do not overlap: one matrix product, put in place"
         wide_steps = any(s > 1 for s, d in zip(w.strides, w.input_dilation, strict=True) if d > 1)
-        whole = all(
-            s == 1 or (k % s == 0 and d == 1)
-            for k, d, s in zip(w.window_shape, w.dilation, w.input_dilation, strict=True)
-        )
+        outputs = math.prod(w.output_shape) * features
+        whole = _divides(w) and features > 1 and outputs <= MOST_OUTPUTS
         large = w.rank == 2 and w.taps > LARGE_WINDOW and features <= 4
-        if not wide_steps and (groups > 1 or w.rank > 2 or large or (whole and features > 1)):
+        if not wide_steps and (groups > 1 or w.rank > 2 or large or whole):
             return "sub-pixel", "zeros between the input's cells are left out: more outputs, put side by side"
-        if groups == 1 and batch * math.prod(w.output_shape) * features > MOST_OUTPUTS:
+        if groups == 1 and batch * outputs > MOST_OUTPUTS:
             return "image by image", "the compiler skips the zeros itself, but slows down beyond the cache"
         return "textbook", "the compiler skips the zeros itself"
     if groups == 1 and _apart(w):
@@ -171,6 +169,12 @@ def _apart(w: Window) -> bool:
     if any(d > 1 for d in w.input_dilation):
         return False
     return w.taps == 1 or (w.window_shape == w.strides and set(w.dilation) <= {1})
+
+
+def _divides(w: Window) -> bool:
+    """Whether the distance between cells divides the window along every axis: no weight of a block of outputs is 0."""
+    facts = zip(w.window_shape, w.dilation, w.input_dilation, strict=True)
+    return all(s == 1 or (k % s == 0 and d == 1) for k, d, s in facts)
 
 
 def _suits_bands(g: ConvGeometry, batch: int, channels: int, features: int) -> bool:

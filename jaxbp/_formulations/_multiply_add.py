@@ -71,13 +71,13 @@ def _kernel_sums(x: jax.Array, delta: jax.Array, w: Window) -> jax.Array:
 
     def sums(x: jax.Array, delta: jax.Array) -> jax.Array:
         """The sums of some images: over them, and over bands of rows, at every position; then over all positions."""
-        delta, sums = jnp.expand_dims(delta, -3), []
+        delta, by_tap = jnp.expand_dims(delta, -3), []
         for view in tap_views(x, w, 0, trailing=2):
             terms = jnp.expand_dims(view, -2) * delta
             terms = terms.reshape(images * bands, rows // bands, *terms.shape[2:])
             parts = [lax.slice_in_dim(terms, i, i + 1) for i in range(images * bands)]
-            sums.append(functools.reduce(lax.add, parts))
-        return jnp.sum(jnp.concatenate(sums), axis=tuple(range(1, w.rank + 1)))
+            by_tap.append(functools.reduce(lax.add, parts))
+        return jnp.sum(jnp.concatenate(by_tap), axis=tuple(range(1, w.rank + 1)))
 
     def add(total: jax.Array, block: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         return total + sums(*block), None
