@@ -234,7 +234,6 @@ def test_every_form_is_tested():
         "_choice": {"forward_form", "input_grad_form", "kernel_grad_form"},
         "_textbook": {"rot180", "exchange_channels"},
         "_blocks": {"channel_block", "cut", "largest_divisor", "map_blocks", "map_images", "sum_blocks"},
-        "_subpixel": {"block_window"},
         "_winograd": {"blocks"},
     }
     tested = {name_of(form) for form in FORMS}

@@ -25,7 +25,7 @@ from ._windows import pad_axes
 def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry, correlate: Callable[..., jax.Array]) -> jax.Array:
     """Evaluate the convolution with more outputs with `correlate`, and put these side by side."""
     w, groups, features = g.window, g.feature_group_count, kernel.shape[-1]
-    block = block_window(w)
+    block = _block_window(w)
     weights, axes = _weights(kernel, w, block, groups), range(1, w.rank + 1)
     shape = [size * s for size, s in zip(block.output_shape, w.input_dilation, strict=True)]
     side_by_side = [axis for i in axes for axis in (i, i + w.rank + 1)]
@@ -43,7 +43,7 @@ def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry, correlate: Callabl
     return map_images(outputs, x, math.prod(shape) * features, times=4)
 
 
-def block_window(w: Window) -> Window:
+def _block_window(w: Window) -> Window:
     """The window over the input without zeros, one step for each block of s outputs."""
     taps, dilation, padding, blocks = list(w.window_shape), list(w.dilation), list(w.padding), list(w.output_shape)
     for i, s in enumerate(w.input_dilation):
