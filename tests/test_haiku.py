@@ -85,7 +85,7 @@ def test_layers(name):
     name = name.partition(" ")[0]
     ours, theirs = transformed(hk, name, arguments), transformed(haiku, name, arguments)
     x = integers(0, shape)
-    params, their_params = ours.init(jax.random.key(0), x), theirs.init(jax.random.key(0), x)
+    params, their_params = (jax.jit(layer.init)(jax.random.key(0), x) for layer in (ours, theirs))
     assert jax.tree.structure(params) == jax.tree.structure(their_params)
     for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(their_params), strict=True):
         np.testing.assert_array_equal(a, b)

@@ -1,5 +1,6 @@
 """All pools: against loops (exact where sums are), the automatic twin, and the decided behaviour at the edges."""
 
+import functools
 import math
 
 import chex
@@ -44,6 +45,12 @@ def all_pools(ops, case: Pool, inputs: jax.Array, left_out: tuple[str, ...] = ()
     return results
 
 
+@functools.cache
+def all_pools_compiled(name: str):
+    """`all_pools` of a case as one program, compiled once for the integers of the loops and the twin's numbers."""
+    return jax.jit(lambda x: all_pools(jaxbp, POOLS[name], x))
+
+
 def check_all_against_loops(case: Pool, inputs: jax.Array, results: dict[str, tuple]) -> None:
     """All results of `all_pools` equal to the loops'."""
     for op, extra in WAYS:
@@ -67,11 +74,11 @@ def check_against_loops(op: str, extra: dict, case: Pool, inputs: jax.Array, res
         assert_sums_close(dx, expected_dx, terms, 9)
 
 
-@each_case
-def test_equals_loops(case):
+@pytest.mark.parametrize("name", POOLS)
+def test_equals_loops(name):
     """Every pool with every argument of its own, in one compiled program."""
-    inputs = integers(1, case.inputs)
-    check_all_against_loops(case, inputs, jax.jit(lambda x: all_pools(jaxbp, case, x))(inputs))
+    case, inputs = POOLS[name], integers(1, POOLS[name].inputs)
+    check_all_against_loops(case, inputs, all_pools_compiled(name)(inputs))
 
 
 @pytest.mark.parametrize("name", ["overlap, same", "asymmetric padding", "ceil_mode, window dilation"])
@@ -88,10 +95,11 @@ def test_equals_twin(name):
     left_out = ("max_pool", "min_pool") if "dilat" in name or "negative" in name else ()
     # Norms differ from one another in what they do to a number, not in which windows have it.
     left_out = (*left_out, "p = 1", "p = 3") if name != "overlap, same" else left_out
-    ours, twins = jax.jit(lambda x: [all_pools(ops, case, x, left_out) for ops in (jaxbp, jaxbp.automatic)])(inputs)
+    ours = all_pools_compiled(name)(inputs)
+    twins = jax.jit(lambda x: all_pools(jaxbp.automatic, case, x, left_out))(inputs)
     terms = 4 * math.prod(case.window)
-    for way, (y, dx) in ours.items():
-        twin_y, twin_dx = twins[way]
+    for way, (twin_y, twin_dx) in twins.items():
+        y, dx = ours[way]
         # The twin's gradient is NaN at a norm of 0, and of the 0 / 0 of a window wholly in padding.
         defined = np.isfinite(twin_dx)
         assert "lp_pool" in way or name == "windows wholly in padding" or defined.all(), way

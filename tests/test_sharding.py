@@ -1,5 +1,6 @@
 """Eight devices: every sharding gives the single device's values and gradients."""
 
+import functools
 from typing import NamedTuple
 
 import chex
@@ -103,6 +104,13 @@ def mesh_of(axis_type):
     return jax.make_mesh((8,), ("d",), axis_types=(axis_type,), devices=jax.devices("cpu"))
 
 
+@functools.cache
+def single(name):
+    """The value and gradients on one device."""
+    layer = LAYERS[name]
+    return jax.jit(value_and_gradients(layer))(*arrays_of(layer))
+
+
 def assert_same(sharded, single):
     assert jax.tree.structure(sharded) == jax.tree.structure(single)
     chex.assert_trees_all_close(jax.device_get(sharded), jax.device_get(single), rtol=1e-5, atol=1e-4)
@@ -112,23 +120,21 @@ def assert_same(sharded, single):
 def test_jit(name, way):
     """The compiler partitions the program."""
     layer, mesh = LAYERS[name], mesh_of(AxisType.Auto)
-    arrays, run = arrays_of(layer), jax.jit(value_and_gradients(layer))
     specs = specs_of(layer, way)
-    sharded = [jax.device_put(a, NamedSharding(mesh, s)) for a, s in zip(arrays, specs, strict=True)]
-    assert_same(run(*sharded), run(*arrays))
+    sharded = [jax.device_put(a, NamedSharding(mesh, s)) for a, s in zip(arrays_of(layer), specs, strict=True)]
+    assert_same(jax.jit(value_and_gradients(layer))(*sharded), single(name))
 
 
 @pytest.mark.parametrize(("name", "way"), WAYS)
 def test_explicit_mesh(name, way):
     """Shardings are part of the types, and a gradient has its array's."""
     layer, mesh = LAYERS[name], mesh_of(AxisType.Explicit)
-    arrays = arrays_of(layer)
-    single = jax.jit(value_and_gradients(layer))(*arrays)
+    arrays, expected = arrays_of(layer), single(name)
     with jax.set_mesh(mesh):
         specs = specs_of(layer, way)
         sharded = [jax.device_put(a, NamedSharding(mesh, s)) for a, s in zip(arrays, specs, strict=True)]
         value, gradients = jax.jit(value_and_gradients(layer))(*sharded)
-        assert_same((value, gradients), single)
+        assert_same((value, gradients), expected)
         assert gradients[0].sharding.spec[specs[0].index("d")] == "d"
 
 
@@ -154,7 +160,8 @@ def test_shard_map(name):
 
     specs = tuple(specs_of(layer, "batch"))
     run = jax.jit(jax.shard_map(device, mesh=mesh, in_specs=specs, out_specs=(P(), specs), check_vma=True))
-    assert_same(run(*arrays), jax.jit(value_and_gradients(layer))(*arrays))
+    expected = single(name) if layer is LAYERS[name] else jax.jit(value_and_gradients(layer))(*arrays)
+    assert_same(run(*arrays), expected)
 
 
 @pytest.mark.parametrize("name", ["conv", "conv_general_dilated", "conv_transpose", "dense"])
@@ -162,14 +169,14 @@ def test_batch_and_channels_over_two_mesh_axes(name):
     """Data and tensor parallel at once: 4 parts of the batch, 2 of the kernel's outputs."""
     layer = LAYERS[name]
     mesh = jax.make_mesh((4, 2), ("batch", "model"), devices=jax.devices("cpu"), axis_types=(AxisType.Auto,) * 2)
-    arrays, run = arrays_of(layer), jax.jit(value_and_gradients(layer))
+    arrays = arrays_of(layer)
     outputs = 0 if name == "conv_general_dilated" else -1
     sharded = [jax.device_put(arrays[0], NamedSharding(mesh, P("batch")))]
     for a in arrays[1:]:
         entries = [None] * a.ndim
         entries[outputs] = "model"
         sharded.append(jax.device_put(a, NamedSharding(mesh, P(*entries))))
-    assert_same(run(*sharded), run(*arrays))
+    assert_same(jax.jit(value_and_gradients(layer))(*sharded), single(name))
 
 
 def test_out_sharding():

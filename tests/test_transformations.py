@@ -3,6 +3,7 @@
 `TRANSFORMATIONS` is the table: each entry is a check of one op. README's table of support is made from it.
 """
 
+import functools
 import itertools
 import math
 
@@ -35,6 +36,12 @@ def gradient(op: Op, ops):
     return jax.grad(value, numbers)
 
 
+@functools.cache
+def twin_gradient(op: Op):
+    """The twin's gradient, compiled once for all checks."""
+    return jax.jit(gradient(op, jaxbp.automatic))
+
+
 def same(op: Op, transform, *arrays) -> None:
     """`transform(op, ops)(*arrays)` agrees between the hand-written rule and the twin."""
     arrays = arrays or op.arrays()
@@ -50,7 +57,7 @@ def check_jit(op):
 def check_grad(op):
     """Eagerly, where every step runs by itself."""
     chex.assert_trees_all_close(
-        gradient(op, jaxbp)(*op.arrays()), gradient(op, jaxbp.automatic)(*op.arrays()), rtol=2e-5, atol=2e-5
+        gradient(op, jaxbp)(*op.arrays()), twin_gradient(op)(*op.arrays()), rtol=2e-5, atol=2e-5
     )
 
 
@@ -184,7 +191,7 @@ def check_donation(op):
         donate_argnums=numbers,
     )
     arrays = op.arrays()
-    expected = tuple(arrays[i] - g for i, g in zip(numbers, gradient(op, jaxbp.automatic)(*arrays), strict=True))
+    expected = tuple(arrays[i] - g for i, g in zip(numbers, twin_gradient(op)(*arrays), strict=True))
     given = [jnp.array(a) for a in arrays]
     chex.assert_trees_all_close(update(*given), expected, rtol=2e-5, atol=2e-5)
     assert all(given[i].is_deleted() for i in numbers)
@@ -195,15 +202,14 @@ def check_export(op):
     function = jax.jit(gradient(op, jaxbp))
     exported = jax.export.export(function, platforms=("cpu", "cuda", "tpu"))(*op.arrays())
     assert set(exported.platforms) == {"cpu", "cuda", "tpu"}
-    chex.assert_trees_all_close(exported.call(*op.arrays()), function(*op.arrays()), rtol=2e-5, atol=2e-5)
+    chex.assert_trees_all_close(exported.call(*op.arrays()), twin_gradient(op)(*op.arrays()), rtol=2e-5, atol=2e-5)
 
 
 def check_symbolic_batch(op):
     """One program for every batch size."""
     (batch,) = jax.export.symbolic_shape("batch")
     with_batch = [i for i, shape in enumerate(op.shapes) if i == 0 or i == op.integer]
-    function = jax.jit(gradient(op, jaxbp))
-    exported = jax.export.export(function)(
+    exported = jax.export.export(jax.jit(gradient(op, jaxbp)))(
         *(
             jax.ShapeDtypeStruct((batch, *a.shape[1:]) if i in with_batch else a.shape, a.dtype)
             for i, a in enumerate(op.arrays())
@@ -211,7 +217,7 @@ def check_symbolic_batch(op):
     )
     for size in (1, 3):
         arrays = [jnp.resize(a, (size, *a.shape[1:])) if i in with_batch else a for i, a in enumerate(op.arrays())]
-        chex.assert_trees_all_close(exported.call(*arrays), function(*arrays), rtol=2e-5, atol=2e-5)
+        chex.assert_trees_all_close(exported.call(*arrays), twin_gradient(op)(*arrays), rtol=2e-5, atol=2e-5)
 
 
 def check_no_forward_mode(op):
@@ -364,11 +370,11 @@ def test_symbolic_sizes_under_a_constraint(padding):
     """One program for images of every size that a constraint makes large enough."""
     shape = jax.export.symbolic_shape("batch, height, width, 2", constraints=["height >= 8", "width >= 8"])
 
-    def gradients(x):
-        return jax.grad(lambda x: sum((pool(x, (3, 2), (2, 2), padding) ** 2).sum() for pool in pools))(x)
+    def gradients(ops):
+        pools = ops.max_pool, ops.avg_pool, ops.min_pool
+        return jax.jit(jax.grad(lambda x: sum((pool(x, (3, 2), (2, 2), padding) ** 2).sum() for pool in pools)))
 
-    pools = jaxbp.max_pool, jaxbp.avg_pool, jaxbp.min_pool
-    exported = jax.export.export(jax.jit(gradients))(jax.ShapeDtypeStruct(shape, jnp.float32))
+    exported = jax.export.export(gradients(jaxbp))(jax.ShapeDtypeStruct(shape, jnp.float32))
     for size in ((1, 8, 9, 2), (3, 13, 10, 2)):
         x = jnp.asarray(np.random.default_rng(0).permutation(math.prod(size)).reshape(size), jnp.float32)
-        chex.assert_trees_all_close(exported.call(x), gradients(x), rtol=2e-5, atol=2e-5)
+        chex.assert_trees_all_close(exported.call(x), gradients(jaxbp.automatic)(x), rtol=2e-5, atol=2e-5)
