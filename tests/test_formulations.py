@@ -115,6 +115,8 @@ FORMS = [
     Form(_multiply_add.forward, "forward", without_zeros),
     Form(_multiply_add.kernel_grad, "kernel", without_zeros),
     Form(_taps.project_then_add, "forward", one_group),
+    Form(_choice._project_then_add, "forward", one_group),
+    Form(_taps.taps_kernel_grad, "kernel", one_group),
     Form(_taps.rows_kernel_grad, "kernel", one_group),
     Form(_taps.grouped_kernel_grad, "kernel", without_zeros, lambda x, d, g: _taps.grouped_kernel_grad(x, d, g, 1)),
     Form(
@@ -149,6 +151,8 @@ FORMS = [
 
 # The forms that work block by block.
 CUT = (
+    _choice._project_then_add,
+    _taps.taps_kernel_grad,
     _taps.rows_kernel_grad,
     _winograd.forward,
     _winograd.kernel_grad,
@@ -218,6 +222,7 @@ def test_blocks_of_every_size(form, cells, case):
     assume(fits(case))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_blocks, "CELLS", cells)
+        patch.setattr(_choice, "MOST_OUTPUTS", cells)
         check(form, case)
 
 

@@ -25,6 +25,8 @@ MAX_ROWS = 16  # of a window, side by side before a banded matrix
 MOST_ZEROS = 8  # numbers of a banded matrix for each that is a weight
 FEWEST_TILES = 128  # of a whole batch, to share Winograd's weights
 MOST_WEIGHTS = 1 << 17  # channels times features, to be transformed for Winograd
+MOST_PARTS = 1 << 17  # numbers: an image's outputs, each tap's by itself, of which some images fit the cache
+FEW_COLUMNS = 72  # taps times channels, side by side in one product
 MOST_OUTPUTS = 1 << 21  # numbers: 8 MiB of float32 that stay in the cache, and may be copied
 
 
@@ -57,7 +59,9 @@ def forward_form(g: ConvGeometry, batch: int, channels: int, features: int) -> C
         return "bands", "few channels, a large window: rows of cells times a banded matrix"
     if groups > 1 and w.rank <= 2:
         return "group by group", "grouped convolutions run as if dense"
-    few = features <= 3 and (c * features <= 64 or (w.rank > 2 and c <= 32))
+    parts = w.taps * features * math.prod(w.output_shape)
+    weights = c * features
+    few = features <= 4 and (weights <= 64 or (weights <= 128 and (w.rank > 2 or parts <= MOST_PARTS)))
     if groups == 1 and few and w.taps <= DENSE_MULTIPLY_ADD_TERMS and set(w.strides) <= {1}:
         return "project then add", "few outputs: one matrix product, then shifted sums"
     if groups == 1 and w.rank > 2 and w.window_shape[0] <= MAX_TAPS:
@@ -94,6 +98,8 @@ def kernel_grad_form(g: ConvGeometry, batch: int, channels: int, features: int) 
         return "grouped taps", "grouped convolutions run as if dense"
     if min(c, o) >= 64 and _suits_winograd(g, batch, c, o):
         return "winograd", "3x3 at stride 1: 16 products where 36 are usual"
+    if w.rank == 2 and c > 1 and w.taps * c <= FEW_COLUMNS and o >= 16:
+        return "taps", "few channels: views of all taps side by side, block by block: one product"
     if w.rank == 2 and c > 1:
         return "rows", "views of one row of taps side by side, block by block: a product for each row"
     return "textbook", "a dense convolution is what the compiler does best"
@@ -121,8 +127,7 @@ def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
         case "group by group":
             return _group_by_group(x, kernel, g)
         case "project then add":
-            cells = w.taps * kernel.shape[-1]
-            return _in_blocks(lambda x, g: _taps.project_then_add(x, kernel, g), x, g, cells)
+            return _project_then_add(x, kernel, g)
         case "fold":
             cells = w.window_shape[0] * x.shape[-1]
             return _in_blocks(lambda x, g: _axes.fold_forward(x, kernel, g, forward), x, g, cells)
@@ -154,6 +159,8 @@ def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
             return _taps.grouped_kernel_grad(x, delta, g, largest_divisor(groups, 16 // c))
         case "winograd":
             return _winograd.kernel_grad(x, delta, g)
+        case "taps":
+            return _taps.taps_kernel_grad(x, delta, g)
         case "rows":
             return _taps.rows_kernel_grad(x, delta, g)
         case "fold":
@@ -202,6 +209,15 @@ def _in_blocks(form: Callable[..., jax.Array], x: jax.Array, g: ConvGeometry, ce
     """The form on all of the input where its temporaries fit, `cells` numbers for each output; else block by block."""
     blocks = cut(g, x.shape[0], cells)
     return form(x, g) if blocks.count == 1 else map_blocks(form, x, g, blocks)
+
+
+def _project_then_add(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
+    """Some images at a time, whose padding is left to the parts, fewer than the input; large images in bands."""
+    cells = g.window.taps * kernel.shape[-1]
+    image = cells * math.prod(g.window.output_shape)
+    if image > MOST_OUTPUTS * 2:
+        return _in_blocks(lambda x, g: _taps.project_then_add(x, kernel, g), x, g, cells)
+    return map_images(lambda x: _taps.project_then_add(x, kernel, g), x, image, times=2)
 
 
 def _image_by_image(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:

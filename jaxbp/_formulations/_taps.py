@@ -24,6 +24,18 @@ def project_then_add(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Ar
     return written(total)
 
 
+def taps_kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
+    """Delta, transposed, times the views of all taps side by side, block by block: for few channels."""
+    channels, features = x.shape[-1], delta.shape[-1]
+
+    def product(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
+        views = jnp.concatenate(list(tap_views(x, g.window, 0)), axis=-1)
+        return jnp.matmul(delta.reshape(-1, features).T, views.reshape(-1, views.shape[-1]), precision=g.precision)
+
+    blocks = cut(g, x.shape[0], g.window.taps * channels)
+    return sum_blocks(product, x, delta, g, blocks).T.reshape(*g.window.window_shape, channels, features)
+
+
 def rows_kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
     """Delta, transposed, times the views of one row of taps side by side; block by block.
 
