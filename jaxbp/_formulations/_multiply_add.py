@@ -17,9 +17,9 @@ from ._blocks import largest_divisor
 from ._memory import written
 from ._windows import pad_axes, tap_views
 
-# Images (or bands of their rows) added up explicitly, and taps in one program; more only slow the compiler down.
+# Images (or bands of their rows) added up explicitly, and taps in one program: what is worth its compile time.
 AT_ONCE = 8
-TAPS_AT_ONCE = 9
+TAPS_AT_ONCE = 8
 
 
 def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
