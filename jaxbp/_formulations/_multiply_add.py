@@ -17,9 +17,10 @@ from ._blocks import largest_divisor
 from ._memory import written
 from ._windows import pad_axes, tap_views
 
-# Images (or bands of their rows) added up explicitly, and taps in one program: what is worth its compile time.
+# Images (or bands of their rows) added up explicitly, taps in one program, and both: what is worth its compile time.
 AT_ONCE = 8
 TAPS_AT_ONCE = 8
+TERMS_AT_ONCE = 40
 
 
 def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
@@ -66,8 +67,9 @@ def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
 def _kernel_sums(x: jax.Array, delta: jax.Array, w: Window) -> jax.Array:
     """(taps, c, o, groups): the sum over batch and positions for every tap."""
     batch, rows = delta.shape[0], w.output_shape[0]
-    images = largest_divisor(batch, AT_ONCE)
-    bands = largest_divisor(rows, AT_ONCE // images)
+    at_once = min(AT_ONCE, TERMS_AT_ONCE // w.taps)
+    images = largest_divisor(batch, at_once)
+    bands = largest_divisor(rows, at_once // images)
 
     def sums(x: jax.Array, delta: jax.Array) -> jax.Array:
         """The sums of some images: over them, and over bands of rows, at every position; then over all positions."""
