@@ -39,10 +39,11 @@ def taps_kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Arr
 def rows_kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
     """Delta, transposed, times the views of one row of taps side by side; block by block.
 
-    Of a product's two orders this is the one that runs along memory. The next row of taps reads the same views, some
-    rows on.
+    Of a product's two orders this is the one that runs along memory; its result is transposed, so that the other is
+    taken where the kernel is the largest of the three. The next row of taps reads the same views, some rows on.
     """
     channels, features = x.shape[-1], delta.shape[-1]
+    large_kernel = g.window.taps * channels > delta.size // features
 
     def products(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
         w = g.window
@@ -52,16 +53,16 @@ def rows_kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Arr
             output_shape=(x.shape[1], *w.output_shape[1:]),
         )
         views = jnp.concatenate(list(tap_views(x, row, 0)), axis=-1)
-        columns = delta.reshape(-1, features).T
-        return jnp.stack(
-            [
-                jnp.matmul(columns, rows.reshape(-1, rows.shape[-1]), precision=g.precision)
-                for rows in first_axis_views(views, w)
-            ]
-        )
+        columns = delta.reshape(-1, features)
+        by_row = [rows.reshape(-1, rows.shape[-1]) for rows in first_axis_views(views, w)]
+        if large_kernel:
+            return jnp.stack([jnp.matmul(rows.T, columns, precision=g.precision) for rows in by_row])
+        return jnp.stack([jnp.matmul(columns.T, rows, precision=g.precision) for rows in by_row])
 
     blocks = cut(g, x.shape[0], math.prod(g.window.window_shape[1:]) * channels)
-    sums = sum_blocks(products, x, delta, g, blocks).swapaxes(1, 2)
+    sums = sum_blocks(products, x, delta, g, blocks)
+    if not large_kernel:
+        sums = sums.swapaxes(1, 2)
     return sums.reshape(*g.window.window_shape, channels, features)
 
 
