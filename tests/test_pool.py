@@ -29,6 +29,7 @@ from cases import (
 
 KINDS = {"max_pool": "max", "min_pool": "min", "avg_pool": "avg", "sum_pool": "sum", "lp_pool": "lp"}
 WAYS = [(op, extra) for op, extras in POOL_ARGUMENTS.items() for extra in extras]
+TWINS = (jaxbp, jaxbp.automatic)
 NANS = jnp.array([1.0, jnp.nan, 3.0, jnp.nan, -jnp.inf, jnp.inf, 2.0, jnp.inf, -jnp.inf, -jnp.inf])[:, None]
 
 each_case = pytest.mark.parametrize("case", POOLS.values(), ids=POOLS)
@@ -141,6 +142,17 @@ def test_avg_pool_grad(case):
     for dx, way in zip(gradients, ways, strict=True):
         expected = loops.pool("avg", np.zeros(case.inputs), case.window, **way, delta=delta)[2]
         assert_sums_close(dx, expected, math.prod(case.window), 3)
+
+
+@pytest.mark.parametrize("op", ["avg_pool", "sum_pool", "lp_pool", "max_pool"])
+def test_one_cell_windows_may_crop(op):
+    """XLA aborts the process on a `reduce_window` that crops a constant so, inside or outside a program."""
+    arguments = dict(strides=(1, 1), padding=((4, 1), (-1, -1)))
+    case, inputs = Pool((2, 6, 2), (1, 1), arguments), integers(1, (2, 6, 2))
+    check_against_loops(op, {}, case, inputs)
+    for x in (inputs, np.ones((2, 6, 2), np.float32)):
+        ours, twin = (jax.jit(lambda ops=ops, x=x: getattr(ops, op)(x, (1, 1), **arguments))() for ops in TWINS)
+        np.testing.assert_array_equal(ours, twin)
 
 
 @pytest.mark.parametrize("divisor", [-2, 5, 0.5, 2.5])
