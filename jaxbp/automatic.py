@@ -223,12 +223,11 @@ def _window(op: str, inputs: Any, window_shape, strides, padding, window_dilatio
 def _reduce_window(x: jax.Array, reducer: Any, initial: Any, w: Window) -> jax.Array:
     """lax.reduce_window over the spatial axes."""
     before = x.ndim - w.rank - 1
-    # XLA aborts the process where a window of one cell crops a constant: axes that crop are padded beforehand.
-    cropped = tuple(pair if min(pair) < 0 else (0, 0) for pair in w.padding)
-    if any(map(any, cropped)):
-        pads = ((0, 0),) * before + cropped + ((0, 0),)
+    # XLA aborts the process where a window of one cell crops a constant, so what crops is padded beforehand.
+    if any(min(pair) < 0 for pair in w.padding):
+        pads = ((0, 0),) * before + w.padding + ((0, 0),)
         x = lax.pad(x, np.array(initial, x.dtype), [(low, high, 0) for low, high in pads])
-        w = w._replace(padding=tuple((0, 0) if min(pair) < 0 else pair for pair in w.padding))
+        w = w._replace(padding=((0, 0),) * w.rank)
     return lax.reduce_window(
         x,
         np.array(initial, x.dtype),

@@ -111,9 +111,9 @@ def single(name):
     return jax.jit(value_and_gradients(layer))(*arrays_of(layer))
 
 
-def assert_same(sharded, single):
-    assert jax.tree.structure(sharded) == jax.tree.structure(single)
-    chex.assert_trees_all_close(jax.device_get(sharded), jax.device_get(single), rtol=1e-5, atol=1e-4)
+def assert_same(sharded, expected):
+    assert jax.tree.structure(sharded) == jax.tree.structure(expected)
+    chex.assert_trees_all_close(jax.device_get(sharded), jax.device_get(expected), rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize(("name", "way"), WAYS)
