@@ -230,8 +230,8 @@ def gradients(params: Params, images: Any, labels: Any, ops: ModuleType) -> tupl
 
 def logits_of(params: Params, images: np.ndarray, ops: ModuleType) -> np.ndarray:
     """The logits of any number of images, a thousand at a time."""
-    forward = jax.jit(partial(digits_cnn.apply, ops=ops))
-    return np.concatenate([forward(params, images[at : at + 1000]) for at in range(0, len(images), 1000)])
+    forward = jax.jit(digits_cnn.apply, static_argnames="ops")
+    return np.concatenate([forward(params, images[at : at + 1000], ops) for at in range(0, len(images), 1000)])
 
 
 def test_accuracy(run: Run, data: Data) -> float:

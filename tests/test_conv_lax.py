@@ -47,13 +47,13 @@ def numbers_of(layout, rank):
 def from_channels_last(array, spec):
     """(N, *spatial, C) in the layout of lax's lhs_spec or out_spec."""
     order = (spec[0], *spec[2:], spec[1])
-    return jnp.transpose(array, np.argsort(order))
+    return np.transpose(np.asarray(array), np.argsort(order))
 
 
 def from_kernel(kernel, spec):
     """(*window, I, O) in the layout of lax's rhs_spec."""
     order = (*spec[2:], spec[1], spec[0])
-    return jnp.transpose(kernel, np.argsort(order))
+    return np.transpose(np.asarray(kernel), np.argsort(order))
 
 
 CHANNELS_LAST = [name for name, case in CONVS.items() if "batch ax" not in name]
@@ -78,11 +78,11 @@ def test_equals_loops_and_lax(name, layout):
 
     z, (dlhs, drhs) = jax.jit(lambda a, b: run(jaxbp.conv_general_dilated, a, b))(lhs, rhs)
     order = (dn.out_spec[0], *dn.out_spec[2:], dn.out_spec[1])
-    delta = np.transpose(delta_of(z), order)
-    assert_exact(jnp.transpose(z, order), loops.conv(x, kernel, **case.arguments))
+    delta = np.transpose(np.asarray(delta_of(z)), order)
+    assert_exact(np.transpose(np.asarray(z), order), loops.conv(x, kernel, **case.arguments))
     dx, dkernel, _ = loops.conv(x, kernel, delta=delta, **case.arguments)
-    assert_exact(dlhs, np.asarray(from_channels_last(jnp.asarray(dx), dn.lhs_spec)))
-    assert_exact(drhs, np.asarray(from_kernel(jnp.asarray(dkernel), dn.rhs_spec)))
+    assert_exact(dlhs, from_channels_last(dx, dn.lhs_spec))
+    assert_exact(drhs, from_kernel(dkernel, dn.rhs_spec))
     if lax_is_right(*case):
         assert_equal((z, (dlhs, drhs)), jax.jit(lambda a, b: run(lax.conv_general_dilated, a, b))(lhs, rhs))
 

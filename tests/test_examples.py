@@ -3,6 +3,7 @@
 import gzip
 import os
 import re
+import runpy
 import signal
 import struct
 import subprocess
@@ -14,6 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
+
+import jaxbp
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
@@ -65,15 +68,15 @@ def idx_folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def train_digits(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    """The training program as a function of its arguments, for runs that end before any training."""
+def run_here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Run an example in this process, which has imported everything already: status, output and errors."""
     monkeypatch.syspath_prepend(str(EXAMPLES))
-    import train_digits
 
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["train_digits.py", *map(str, arguments)])
-        status = train_digits.main()
-        return status, *capsys.readouterr()
+    def run(example: str, *arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", [f"{example}.py", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(EXAMPLES / f"{example}.py"), run_name="__main__")
+        return int(ended.value.code or 0), *capsys.readouterr()
 
     return run
 
@@ -87,20 +90,18 @@ def test_article_agrees_on_every_value(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("mistake", "wrong"),
+    ("name", "spoil", "wrong"),
     [
-        ("jaxbp.rot180 = lambda kernel: kernel", "the same as delta (full) rot180(w)"),
-        ("old = jaxbp.conv_kernel_grad; jaxbp.conv_kernel_grad = lambda *a, **k: 2 * old(*a, **k)", "dw12"),
-        (
-            "old = jaxbp.upsample; jaxbp.upsample = lambda *a, **k: 1.0000002 * old(*a, **k)",
-            "upsample 1 2 3 4",
-        ),
+        ("rot180", lambda right: lambda kernel: kernel, "the same as delta (full) rot180(w)"),
+        ("conv_kernel_grad", lambda right: lambda *a, **k: 2 * right(*a, **k), "dw12"),
+        ("upsample", lambda right: lambda *a, **k: 1.0000002 * right(*a, **k), "upsample 1 2 3 4"),
     ],
 )
-def test_article_finds_a_mistake(tmp_path: Path, mistake: str, wrong: str) -> None:
-    result = run_python(tmp_path, "-c", f"import sys, jaxbp, article; {mistake}; sys.exit(article.main())")
-    assert result.returncode == 1, result.stderr
-    assert re.search(rf"^{re.escape(wrong)}.*DISAGREES$", result.stdout, re.MULTILINE)
+def test_article_finds_a_mistake(run_here, monkeypatch: pytest.MonkeyPatch, name: str, spoil, wrong: str) -> None:
+    monkeypatch.setattr(jaxbp, name, spoil(getattr(jaxbp, name)))
+    status, out, _ = run_here("article")
+    assert status == 1
+    assert re.search(rf"^{re.escape(wrong)}.*DISAGREES$", out, re.MULTILINE)
 
 
 def test_by_hand_agrees_with_jax_grad(tmp_path: Path) -> None:
@@ -112,12 +113,13 @@ def test_by_hand_agrees_with_jax_grad(tmp_path: Path) -> None:
     assert names == [f"{layer}.{part}" for layer in layers for part in ("bias", "kernel")] + ["images"]
 
 
-@pytest.mark.parametrize("gradient_map", ["conv_kernel_grad", "max_pool_grad"])
-def test_by_hand_finds_a_mistake(tmp_path: Path, gradient_map: str) -> None:
-    mistake = f"old = jaxbp.{gradient_map}; jaxbp.{gradient_map} = lambda *a, **k: 1.001 * old(*a, **k)"
-    result = run_python(tmp_path, "-c", f"import sys, jaxbp, by_hand; {mistake}; sys.exit(by_hand.main())")
-    assert result.returncode == 1, result.stderr
-    assert "SOME DIFFER by more than 16 eps" in result.stdout
+@pytest.mark.parametrize("name", ["conv_kernel_grad", "max_pool_grad"])
+def test_by_hand_finds_a_mistake(run_here, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    right = getattr(jaxbp, name)
+    monkeypatch.setattr(jaxbp, name, lambda *a, **k: 1.001 * right(*a, **k))
+    status, out, _ = run_here("by_hand")
+    assert status == 1
+    assert "SOME DIFFER by more than 16 eps" in out
 
 
 def test_train_digits_learns_and_compares_both_rules(tmp_path: Path) -> None:
@@ -180,7 +182,7 @@ WRONG_FILES = [
 
 @pytest.mark.parametrize(("file", "spoil", "message"), WRONG_FILES)
 def test_train_digits_refuses_wrong_files(
-    train_digits, tmp_path: Path, idx_folder: Path, file: int, spoil, message: str
+    run_here, tmp_path: Path, idx_folder: Path, file: int, spoil, message: str
 ) -> None:
     path = idx_folder / IDX_FILES[file]
     content = spoil(path.read_bytes())
@@ -188,24 +190,24 @@ def test_train_digits_refuses_wrong_files(
     if content is not None:
         path.write_bytes(content)
     before = sorted(tmp_path.rglob("*"))
-    status, out, err = train_digits("--data", idx_folder, "--out", tmp_path)
+    status, out, err = run_here("train_digits", "--data", idx_folder, "--out", tmp_path)
     assert status == 2 and out == ""
     assert re.fullmatch(rf"train_digits: .*{message}.*\n", err)
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_train_digits_refuses_images_too_small_to_pool(train_digits, tmp_path: Path, idx_folder: Path) -> None:
+def test_train_digits_refuses_images_too_small_to_pool(run_here, tmp_path: Path, idx_folder: Path) -> None:
     for file, count in ((0, 480), (2, 120)):
         (idx_folder / IDX_FILES[file]).write_bytes(gzip.compress(idx_bytes(np.zeros((count, 3, 8)))))
-    status, _, err = train_digits("--data", idx_folder, "--out", tmp_path)
+    status, _, err = run_here("train_digits", "--data", idx_folder, "--out", tmp_path)
     assert status == 2
     assert "the images are (3, 8), the two pools need 4x4 or larger" in err
 
 
-def test_train_digits_refuses_empty_files(train_digits, tmp_path: Path, idx_folder: Path) -> None:
+def test_train_digits_refuses_empty_files(run_here, tmp_path: Path, idx_folder: Path) -> None:
     (idx_folder / IDX_FILES[2]).write_bytes(gzip.compress(idx_bytes(np.zeros((0, 8, 8)))))
     (idx_folder / IDX_FILES[3]).write_bytes(gzip.compress(idx_bytes(np.zeros(0))))
-    status, _, err = train_digits("--data", idx_folder, "--out", tmp_path)
+    status, _, err = run_here("train_digits", "--data", idx_folder, "--out", tmp_path)
     assert status == 2
     assert "t10k-labels-idx1-ubyte.gz: holds no labels" in err
 
@@ -226,10 +228,10 @@ def test_train_digits_refuses_empty_files(train_digits, tmp_path: Path, idx_fold
     ],
 )
 def test_train_digits_refuses_wrong_arguments(
-    train_digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+    run_here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    status, out, err = train_digits(*arguments)
+    status, out, err = run_here("train_digits", *arguments)
     assert status == 2 and out == ""
     assert err.startswith(f"train_digits: {message}") and err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []

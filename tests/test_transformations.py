@@ -73,17 +73,24 @@ def choices(op):
     return [c for size in range(1, n + 1) for c in itertools.combinations(range(n), size)]
 
 
+def same_mapped(op, function):
+    """`vmap(function(ops))` over each argument and over each choice of several, in one program."""
+    mapped = [batched(op, chosen) for chosen in choices(op)]
+
+    def transform(op, ops):
+        return lambda *given: [
+            jax.vmap(function(ops), axes)(*arrays) for (_, axes), arrays in zip(mapped, given, strict=True)
+        ]
+
+    same(op, transform, *(arrays for arrays, _ in mapped))
+
+
 def check_vmap(op):
-    """Over each argument and all of them at once."""
-    for chosen in choices(op):
-        arrays, axes = batched(op, chosen)
-        same(op, lambda op, ops, axes=axes: jax.vmap(lambda *a: op.call(ops, *a), axes), *arrays)
+    same_mapped(op, lambda ops: lambda *a: op.call(ops, *a))
 
 
 def check_vmap_of_grad(op):
-    for chosen in choices(op):
-        arrays, axes = batched(op, chosen)
-        same(op, lambda op, ops, axes=axes: jax.vmap(gradient(op, ops), axes), *arrays)
+    same_mapped(op, lambda ops: gradient(op, ops))
 
 
 def check_grad_of_vmap(op):
@@ -215,7 +222,7 @@ def check_symbolic_batch(op):
             for i, a in enumerate(op.arrays())
         )
     )
-    for size in (1, 3):
+    for size in (op.shapes[0][0], 3):
         arrays = [jnp.resize(a, (size, *a.shape[1:])) if i in with_batch else a for i, a in enumerate(op.arrays())]
         chex.assert_trees_all_close(exported.call(*arrays), twin_gradient(op)(*arrays), rtol=2e-5, atol=2e-5)
 
@@ -226,7 +233,8 @@ def check_no_forward_mode(op):
     primals = tuple(arrays[i] for i in op.differentiable)
     with pytest.raises(TypeError, match="forward-mode"):
         jax.jvp(of_differentiable(op, lambda *a: op.call(jaxbp, *a)), primals, primals)
-    jax.jvp(of_differentiable(op, lambda *a: op.call(jaxbp.automatic, *a)), primals, primals)
+    twin = of_differentiable(op, lambda *a: op.call(jaxbp.automatic, *a))
+    jax.eval_shape(lambda *primals: jax.jvp(twin, primals, primals), *primals)
 
 
 TRANSFORMATIONS = {

@@ -79,7 +79,10 @@ def uses(window: Window, cell: Cell) -> list[Use]:
 
 def pad(x: Any, pads: Pairs) -> np.ndarray:
     """A matrix with zeros added around it (or, where a count is negative, cells taken away)."""
-    return np.asarray(lax.pad(jnp.asarray(x), jnp.zeros((), x.dtype), [(low, high, 0) for low, high in pads]))
+    padded = np.pad(x, [(max(low, 0), max(high, 0)) for low, high in pads])
+    return padded[
+        tuple(slice(max(-low, 0), n - max(-high, 0)) for n, (low, high) in zip(padded.shape, pads, strict=True))
+    ]
 
 
 def kernel_padding(window: Window) -> Pairs:
