@@ -186,7 +186,7 @@ class Op(NamedTuple):
         """Data to call it with."""
         numbers = distinct if self.like == "distinct" else normal
         return tuple(
-            jnp.asarray(np.random.default_rng(i).integers(0, self.limit, shape), jnp.int32)
+            from_numpy(np.random.default_rng(i).integers(0, self.limit, shape), np.int32)
             if i == self.integer
             else numbers(i, shape, dtype)
             for i, shape in enumerate(self.shapes)
@@ -263,23 +263,28 @@ def lax_is_right(x: tuple[int, ...], kernel: tuple[int, ...], arguments: dict[st
     return True
 
 
+def from_numpy(numbers: np.ndarray, dtype: Any) -> jax.Array:
+    """An array of the dtype, converted without a compiled program."""
+    return jnp.asarray(numbers.astype(jax.dtypes.canonicalize_dtype(dtype)))
+
+
 def integers(seed: int, shape: tuple[int, ...], dtype: Any = np.float32) -> jax.Array:
     """Small integers, with many ties: sums of their products are exact, so that right results are equal bit for bit."""
     numbers = np.random.default_rng(seed).integers(-3, 4, shape)
     if np.issubdtype(dtype, np.complexfloating):
-        return jnp.asarray(numbers + 1j * np.random.default_rng(seed + 1).integers(-3, 4, shape), dtype)
-    return jnp.asarray(numbers, dtype)
+        numbers = numbers + 1j * np.random.default_rng(seed + 1).integers(-3, 4, shape)
+    return from_numpy(numbers, dtype)
 
 
 def normal(seed: int, shape: tuple[int, ...], dtype: Any = np.float32) -> jax.Array:
     """Normally distributed numbers."""
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype)
+    return from_numpy(np.random.default_rng(seed).normal(size=shape), dtype)
 
 
 def distinct(seed: int, shape: tuple[int, ...], dtype: Any = np.float32) -> jax.Array:
     """Small multiples of 1/4, all different: no ties, and no zero."""
     order = np.random.default_rng(seed).permutation(int(np.prod(shape)))
-    return jnp.asarray((order.reshape(shape) - int(np.prod(shape)) // 2) / 4 + 0.125, dtype)
+    return from_numpy((order.reshape(shape) - int(np.prod(shape)) // 2) / 4 + 0.125, dtype)
 
 
 def assert_equal(actual: Any, expected: Any) -> None:

@@ -96,8 +96,8 @@ def test_equals_twin(name):
     left_out = ("max_pool", "min_pool") if "dilat" in name or "negative" in name else ()
     # Norms differ from one another in what they do to a number, not in which windows have it.
     left_out = (*left_out, "p = 1", "p = 3") if name != "overlap, same" else left_out
-    ours = all_pools_compiled(name)(inputs)
-    twins = jax.jit(lambda x: all_pools(jaxbp.automatic, case, x, left_out))(inputs)
+    ours = jax.device_get(all_pools_compiled(name)(inputs))
+    twins = jax.device_get(jax.jit(lambda x: all_pools(jaxbp.automatic, case, x, left_out))(inputs))
     terms = 4 * math.prod(case.window)
     for way, (twin_y, twin_dx) in twins.items():
         y, dx = ours[way]
