@@ -1,6 +1,5 @@
 """All pools: against loops (exact where sums are), the automatic twin, and the decided behaviour at the edges."""
 
-import functools
 import math
 
 import chex
@@ -46,12 +45,6 @@ def all_pools(ops, case: Pool, inputs: jax.Array, left_out: tuple[str, ...] = ()
     return results
 
 
-@functools.cache
-def all_pools_compiled(name: str):
-    """`all_pools` of a case as one program, compiled once for the integers of the loops and the twin's numbers."""
-    return jax.jit(lambda x: all_pools(jaxbp, POOLS[name], x))
-
-
 def check_all_against_loops(case: Pool, inputs: jax.Array, results: dict[str, tuple]) -> None:
     """All results of `all_pools` equal to the loops'."""
     for op, extra in WAYS:
@@ -75,28 +68,14 @@ def check_against_loops(op: str, extra: dict, case: Pool, inputs: jax.Array, res
         assert_sums_close(dx, expected_dx, terms, 9)
 
 
-@pytest.mark.parametrize("name", POOLS)
-def test_equals_loops(name):
-    """Every pool with every argument of its own, in one compiled program."""
-    case, inputs = POOLS[name], integers(1, POOLS[name].inputs)
-    check_all_against_loops(case, inputs, all_pools_compiled(name)(inputs))
-
-
-@pytest.mark.parametrize("name", ["overlap, same", "asymmetric padding", "ceil_mode, window dilation"])
-def test_equals_loops_eagerly(name):
-    case, inputs = POOLS[name], integers(1, POOLS[name].inputs)
-    check_all_against_loops(case, inputs, all_pools(jaxbp, case, inputs))
-
-
-@pytest.mark.parametrize("name", [name for name in POOLS if 0 not in POOLS[name].inputs])
-def test_equals_twin(name):
-    """The automatic rule's value and gradient; on numbers that are all different, so that nobody breaks ties."""
+def check_all_against_twin(name: str, program) -> None:
+    """Equal to the automatic rule's value and gradient; on numbers that all differ, so that nobody breaks ties."""
     case, inputs = POOLS[name], distinct(1, POOLS[name].inputs)
     # JAX has no gradient of max pooling with a window dilation or cropped.
     left_out = ("max_pool", "min_pool") if "dilat" in name or "negative" in name else ()
     # Norms differ from one another in what they do to a number, not in which windows have it.
     left_out = (*left_out, "p = 1", "p = 3") if name != "overlap, same" else left_out
-    ours = jax.device_get(all_pools_compiled(name)(inputs))
+    ours = jax.device_get(program(inputs))
     twins = jax.device_get(jax.jit(lambda x: all_pools(jaxbp.automatic, case, x, left_out))(inputs))
     terms = 4 * math.prod(case.window)
     for way, (twin_y, twin_dx) in twins.items():
@@ -106,6 +85,22 @@ def test_equals_twin(name):
         assert "lp_pool" in way or name == "windows wholly in padding" or defined.all(), way
         np.testing.assert_allclose(y, twin_y, rtol=1e-6 * terms, atol=1e-6 * terms, err_msg=way)
         np.testing.assert_allclose(dx[defined], twin_dx[defined], rtol=1e-6 * terms, atol=1e-6 * terms, err_msg=way)
+
+
+@pytest.mark.parametrize("name", POOLS)
+def test_equals_loops_and_twin(name):
+    """Every pool with every argument of its own, in one compiled program."""
+    case, inputs = POOLS[name], integers(1, POOLS[name].inputs)
+    program = jax.jit(lambda x: all_pools(jaxbp, case, x))
+    check_all_against_loops(case, inputs, program(inputs))
+    if inputs.size:
+        check_all_against_twin(name, program)
+
+
+@pytest.mark.parametrize("name", ["overlap, same", "asymmetric padding", "ceil_mode, window dilation"])
+def test_equals_loops_eagerly(name):
+    case, inputs = POOLS[name], integers(1, POOLS[name].inputs)
+    check_all_against_loops(case, inputs, all_pools(jaxbp, case, inputs))
 
 
 @each_case

@@ -257,9 +257,9 @@ TRANSFORMATIONS = {
 REFUSED = ("forward mode",)
 
 
-@pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("transformation", TRANSFORMATIONS)
-def test_transformation(transformation, op):
+@pytest.mark.parametrize("op", OPS)
+def test_transformation(op, transformation):
     TRANSFORMATIONS[transformation](OPS[op])
 
 
