@@ -230,26 +230,35 @@ def _pull_back(
     delta: Any,
 ) -> tuple[Arrays, Arrays, np.ndarray, bool, str]:
     """Output and gradients of both rules, delta, whether it is the output itself, and what JAX refused."""
-    output, pull_manual = jax.vjp(manual, *map(jnp.asarray, arrays))
-    expected, pull_automatic = jax.vjp(automatic, *map(jnp.asarray, arrays))
-    if not np.isfinite(output).all():
-        raise ValueError(f"explain: {op}: a window lies wholly in the padding, so its result is not a finite number")
-    if max(output.shape) > LARGEST:
+    shape = jax.eval_shape(manual, *arrays).shape
+    if max(shape) > LARGEST:
         raise ValueError(
-            f"explain: {op}: the output has shape {output.shape}; explain draws at most {LARGEST} x {LARGEST} "
+            f"explain: {op}: the output has shape {shape}; explain draws at most {LARGEST} x {LARGEST} "
             f"cells, so use less padding"
         )
     delta_is_output = delta is None
-    delta = np.asarray(output) if delta_is_output else _matrix(op, "delta", delta)
-    if delta.shape != output.shape:
-        raise ValueError(f"explain: {op}: delta has shape {delta.shape}, but the output has shape {output.shape}")
-    gradients = map(np.asarray, pull_manual(jnp.asarray(delta)))
-    results = {"output": np.asarray(output)} | dict(zip(names, gradients, strict=True))
-    witness, refusal = {"output": np.asarray(expected)}, ""
+    delta = None if delta_is_output else _matrix(op, "delta", delta)
+    if delta is not None and delta.shape != shape:
+        raise ValueError(f"explain: {op}: delta has shape {delta.shape}, but the output has shape {shape}")
+
+    def evaluate(function: Callable[..., jax.Array]) -> tuple[np.ndarray, ...]:
+        """The output and the gradients that delta pulls back, as one program."""
+
+        def run(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+            output, pull = jax.vjp(function, *arrays)
+            return output, *pull(output if delta is None else jnp.asarray(delta))
+
+        return tuple(map(np.asarray, jax.jit(run)(*arrays)))
+
+    results = dict(zip(("output", *names), evaluate(manual), strict=True))
+    if not np.isfinite(results["output"]).all():
+        raise ValueError(f"explain: {op}: a window lies wholly in the padding, so its result is not a finite number")
+    refusal = ""
     try:
-        witness |= dict(zip(names, map(np.asarray, pull_automatic(jnp.asarray(delta))), strict=True))
+        witness = dict(zip(("output", *names), evaluate(automatic), strict=True))
     except (NotImplementedError, TypeError) as error:
-        refusal = str(error).splitlines()[0]
+        witness, refusal = {"output": np.asarray(automatic(*arrays))}, str(error).splitlines()[0]
+    delta = results["output"] if delta is None else delta
     return results, witness, delta, delta_is_output, refusal
 
 

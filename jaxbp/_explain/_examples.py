@@ -1,5 +1,7 @@
 """The cases that need no arrays of one's own: the article's numbers, and small integers drawn from a seed."""
 
+import functools
+
 import numpy as np
 
 from jaxbp._geometry import CONV_WORDS, POOL_WORDS, make_window
@@ -7,6 +9,8 @@ from jaxbp._geometry import CONV_WORDS, POOL_WORDS, make_window
 from ._case import Case, make_case
 
 
+# Remembered: every page has the other ops' cases beside its own.
+@functools.cache
 def article_case(op: str) -> Case:
     """The article's worked example of an op: counting numbers, pulled back with the output itself."""
     if op == "conv":
@@ -16,6 +20,7 @@ def article_case(op: str) -> Case:
     return make_case(op, [_counting(4, 4)], keywords={"window_shape": (2, 2), "strides": (2, 2)})
 
 
+@functools.cache
 def drawn_case(
     op: str,
     size: int | None = None,
