@@ -29,7 +29,7 @@ def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
     rows = _windows_as_rows(x, g.window)
     rows, columns = rows.reshape(-1, rows.shape[-1]), delta.reshape(-1, delta.shape[-1])
     (count, cells), features = rows.shape, columns.shape[-1]
-    if g.window.taps == 1 and features < cells <= count // 2 and count % 2 == 0:
+    if g.window.taps == 1 and features < cells <= count // 3 and count % 2 == 0:
         halves = [a.reshape(2, count // 2, -1) for a in (columns, rows)]
         product = jnp.einsum("hmo,hmc->hoc", *halves, precision=g.precision).sum(0)
     else:
