@@ -26,6 +26,11 @@ MOST_ZEROS = 8  # numbers of a banded matrix for each that is a weight
 FEWEST_TILES = 128  # of a whole batch, to share Winograd's weights
 MOST_WEIGHTS = 1 << 17  # channels times features, to be transformed for Winograd
 MOST_PARTS = 1 << 17  # numbers: an image's outputs, each tap's by itself, of which some images fit the cache
+FEW_PRODUCTS = 64  # channels times features, for which every tap's part is a product of its own
+SMALL_WINDOW = 9  # taps
+SMALL_LAYER = 256  # channels times features
+FEWEST_IMAGES = 8  # of a batch, for the compiler's own kernel gradient to be fast
+FEW_POSITIONS = 1 << 15  # of a whole batch
 FEW_COLUMNS = 72  # taps times channels, side by side in one product
 MOST_OUTPUTS = 1 << 21  # numbers: 8 MiB of float32 that stay in the cache, and may be copied
 
@@ -61,7 +66,8 @@ def forward_form(g: ConvGeometry, batch: int, channels: int, features: int) -> C
         return "group by group", "grouped convolutions run as if dense"
     parts = w.taps * features * math.prod(w.output_shape)
     weights = c * features
-    few = features <= 4 and (weights <= 64 or (weights <= 128 and (w.rank > 2 or parts <= MOST_PARTS)))
+    cheap = 2 * FEW_PRODUCTS if w.rank > 2 or parts <= MOST_PARTS else FEW_PRODUCTS
+    few = features <= 4 and weights <= cheap
     if groups == 1 and few and w.taps <= DENSE_MULTIPLY_ADD_TERMS and set(w.strides) <= {1}:
         return "project then add", "few outputs: one matrix product, then shifted sums"
     if groups == 1 and w.rank > 2 and w.window_shape[0] <= MAX_TAPS:
@@ -98,6 +104,8 @@ def kernel_grad_form(g: ConvGeometry, batch: int, channels: int, features: int) 
         return "grouped taps", "grouped convolutions run as if dense"
     if min(c, o) >= 64 and _suits_winograd(g, batch, c, o):
         return "winograd", "3x3 at stride 1: 16 products where 36 are usual"
+    if w.rank == 2 and _suits_textbook(g, batch, c, o):
+        return "textbook", "few weights and positions: views cost more than they gain"
     if w.rank == 2 and c > 1 and w.taps * c <= FEW_COLUMNS and o >= 16:
         return "taps", "few channels: views of all taps side by side, block by block: one product"
     if w.rank == 2 and c > 1:
@@ -203,6 +211,14 @@ def _suits_winograd(g: ConvGeometry, batch: int, channels: int, features: int) -
     tiles = math.prod(-(-out // _winograd.OUTPUTS) for out in w.output_shape)
     fits = _winograd.blocks(g, batch, channels, features).bands == 1
     return min(channels, features) >= 32 and tiles > 4 and batch * tiles >= FEWEST_TILES and fits
+
+
+def _suits_textbook(g: ConvGeometry, batch: int, channels: int, features: int) -> bool:
+    """Whether views cost a kernel's gradient more than they gain: more so where the views have gaps."""
+    w = g.window
+    weights = SMALL_LAYER if {*w.strides, *w.dilation} == {1} else 4 * SMALL_LAYER
+    small = channels >= 4 and channels * features <= weights and w.taps <= SMALL_WINDOW
+    return small and batch >= FEWEST_IMAGES and batch * math.prod(w.output_shape) <= FEW_POSITIONS
 
 
 def _in_blocks(form: Callable[..., jax.Array], x: jax.Array, g: ConvGeometry, cells: int) -> jax.Array:
