@@ -3,6 +3,7 @@
 import argparse
 import functools
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -337,6 +338,32 @@ def test_the_figure_shows_the_numbers_and_joins_them_by_label():
     for value in (0, 19, 25, 38, 144, 118, 74, 197, 129):
         assert str(value) in words
     assert words.count("w22") == 4 and words[1].endswith("w22 w21 w12 w11")
+
+
+@pytest.mark.parametrize("window", [3, 5])
+def test_the_windows_that_a_cell_won_stay_inside_the_cell(window):
+    """Overlapping windows have winners in common: their names are broken into lines, or counted."""
+    pytest.importorskip("matplotlib")
+    figure = jaxbp.explain(
+        "max_pool", (np.arange(49) % 5 == 0).reshape(7, 7), window_shape=window, padding="SAME"
+    ).figure()
+    figure.canvas.draw()
+    axes = figure.axes[0]
+    side = abs(axes.transData.transform((1, 1)) - axes.transData.transform((0, 0))).min()
+    labels = [text for text in axes.texts if text.get_text()[:2] in ("z1", "z7") or "windows" in text.get_text()]
+    assert any("\n" in text.get_text() for text in labels) and len(labels) > 14
+    for text in labels:
+        extent = text.get_window_extent()
+        assert extent.width <= side and extent.height <= 0.6 * side, text.get_text()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a pipe that is closed at its other end")
+def test_a_reader_who_has_seen_enough_is_no_error():
+    command = [sys.executable, "-m", "jaxbp", "explain", "dense"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 1
 
 
 def test_the_film_fills_the_gradient_cell_by_cell(tmp_path):

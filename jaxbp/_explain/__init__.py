@@ -152,6 +152,8 @@ def run(args: argparse.Namespace) -> int:
                 print(f"wrote {explanation.save(name)}")
         if args.text or not (args.html or args.png or args.gif):
             print(explanation)
+    except BrokenPipeError:
+        raise
     except (TypeError, ValueError, OSError, ImportError) as error:
         message = " ".join(str(error).split())
         print(message if message.startswith("explain") else f"explain: {message}", file=sys.stderr)

@@ -116,11 +116,13 @@ def _pool_rows(case: Case, cell: Cell, later: frozenset[Cell] = frozenset()) -> 
         outputs = [(r, c) for r, c in np.ndindex(*window.output_shape)]
         sent = {at: index / max(1, len(outputs) - 1) for index, at in enumerate(outputs)}
         labels = {at: name("z", at) for at in outputs}
+        windows: dict[Cell, list[str]] = {}
         for r, c in np.ndindex(*x.shape):
             for use in uses(window, (r, c)):
                 if _won(case, use):
                     received[r, c] = sent[use.output]
-                    won[r, c] = f"{won[r, c]} {labels[use.output]}" if (r, c) in won else labels[use.output]
+                    windows.setdefault((r, c), []).append(labels[use.output])
+        won = {at: _windows_won(names) for at, names in windows.items()}
         titles = "input x, winners lit", "output z"
     else:
         counts, sent = cells_averaged(case), {use.output: 0.7 for use in uses(window, cell)}
@@ -174,6 +176,13 @@ def _won(case: Case, use: Use) -> bool:
     """Whether a cell at this place of this window was the maximum."""
     place = use.place[0] * window_of(case).window_shape[1] + use.place[1]
     return bool(case.manual["winners"][use.output] == place)
+
+
+def _windows_won(names: list[str]) -> str:
+    """The windows that a cell won, three in a line; only their number where a cell has no room for them."""
+    if len(names) > 9:
+        return f"{len(names)} windows"
+    return "\n".join(" ".join(names[at : at + 3]) for at in range(0, len(names), 3))
 
 
 def _headline(case: Case, cell: Cell) -> str:
@@ -244,14 +253,16 @@ def _draw_panel(axes: Axes, panel: Panel, left: float, top: float) -> None:
         if at in panel.hidden:
             continue
         label = panel.labels.get(at)
+        lines = label.split("\n") if label else []
         text = number(round(float(value), 3))
         weight = "bold" if at in panel.lit or at in panel.marked else "normal"
         axes.text(
-            x + 0.5, y + (0.38 if label else 0.52), text, ha="center", va="center", color=ink, fontweight=weight,
-            fontsize=11 if len(text) < 4 else 8.5,
+            x + 0.5, y + (0.52, 0.38, 0.33, 0.22)[len(lines)], text, ha="center", va="center", color=ink,
+            fontweight=weight, fontsize=11 if len(text) < 4 else 8.5,
         )  # fmt: skip
         if label:
-            axes.text(x + 0.5, y + 0.76, label, ha="center", va="center", color=ink, fontsize=8)
+            size = 8 if max(map(len, lines)) <= 7 else 5
+            axes.text(x + 0.5, y + 0.84 - 0.06 * len(lines), label, ha="center", va="center", color=ink, fontsize=size)
 
 
 def _luminance(colour: tuple[float, ...]) -> float:
