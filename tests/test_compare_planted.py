@@ -70,6 +70,7 @@ PART = {
     ("conv 3x3", IMAGES[0]): ("bfloat16",),
     ("conv 3x3", IMAGES[1]): ("float32",),
     ("max_pool 2x2", IMAGES[0]): ("float16",),
+    ("max_pool 2x2", IMAGES[1]): ("float32",),
 }
 
 

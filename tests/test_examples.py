@@ -96,6 +96,7 @@ def test_article_agrees_on_every_value(tmp_path: Path) -> None:
         ("conv_kernel_grad", lambda right: lambda *a, **k: 2 * right(*a, **k), "dw12"),
         ("upsample", lambda right: lambda *a, **k: 1.0000002 * right(*a, **k), "upsample 1 2 3 4"),
     ],
+    ids=["rot180", "conv_kernel_grad", "upsample"],
 )
 def test_article_finds_a_mistake(run_here, monkeypatch: pytest.MonkeyPatch, name: str, spoil, wrong: str) -> None:
     monkeypatch.setattr(jaxbp, name, spoil(getattr(jaxbp, name)))

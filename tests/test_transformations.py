@@ -222,7 +222,7 @@ def check_symbolic_batch(op):
             for i, a in enumerate(op.arrays())
         )
     )
-    for size in (op.shapes[0][0], 3):
+    for size in (1, op.shapes[0][0]):
         arrays = [jnp.resize(a, (size, *a.shape[1:])) if i in with_batch else a for i, a in enumerate(op.arrays())]
         chex.assert_trees_all_close(exported.call(*arrays), twin_gradient(op)(*arrays), rtol=2e-5, atol=2e-5)
 

@@ -237,16 +237,17 @@ def _pull_back(
             f"cells, so use less padding"
         )
     delta_is_output = delta is None
-    delta = None if delta_is_output else _matrix(op, "delta", delta)
-    if delta is not None and delta.shape != shape:
-        raise ValueError(f"explain: {op}: delta has shape {delta.shape}, but the output has shape {shape}")
+    if not delta_is_output:
+        delta = _matrix(op, "delta", delta)
+        if delta.shape != shape:
+            raise ValueError(f"explain: {op}: delta has shape {delta.shape}, but the output has shape {shape}")
 
     def evaluate(function: Callable[..., jax.Array]) -> tuple[np.ndarray, ...]:
         """The output and the gradients that delta pulls back, as one program."""
 
         def run(*arrays: jax.Array) -> tuple[jax.Array, ...]:
             output, pull = jax.vjp(function, *arrays)
-            return output, *pull(output if delta is None else jnp.asarray(delta))
+            return output, *pull(output if delta_is_output else jnp.asarray(delta))
 
         return tuple(map(np.asarray, jax.jit(run)(*arrays)))
 
@@ -258,8 +259,7 @@ def _pull_back(
         witness = dict(zip(("output", *names), evaluate(automatic), strict=True))
     except (NotImplementedError, TypeError) as error:
         witness, refusal = {"output": np.asarray(automatic(*arrays))}, str(error).splitlines()[0]
-    delta = results["output"] if delta is None else delta
-    return results, witness, delta, delta_is_output, refusal
+    return results, witness, results["output"] if delta_is_output else delta, delta_is_output, refusal
 
 
 def _matrix(op: str, argument: str, value: Any, channels: int = 1) -> np.ndarray:
