@@ -94,8 +94,9 @@ def softmax_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
         require_same_dtype(op, logits=logits, labels=labels)
         if labels.shape != logits.shape:
             raise ValueError(
-                f"{op}: labels have shape {labels.shape}, but logits have shape {logits.shape}; a distribution over "
-                "the classes has the shape of the logits (integer labels have one axis less)"
+                f"{op}: labels have shape {labels.shape}, but logits have shape {logits.shape}; labels of "
+                f"{labels.dtype} are a distribution over the classes, in the shape of the logits (integer labels "
+                f"have one axis less)"
             )
         targets = labels.astype(wide)
     losses = call_rule(
