@@ -62,6 +62,7 @@ CONVS = {
         (2, 6, 5, 3), (3, 2, 1, 6), dict(feature_group_count=3, strides=(2, 1), padding=((1, 0), (0, 2)))
     ),
     "depthwise, dilated": Conv((1, 7, 6, 2), (3, 3, 1, 2), dict(feature_group_count=2, kernel_dilation=2)),
+    "depthwise, a large window": Conv((2, 8, 6, 2), (9, 8, 1, 4), dict(feature_group_count=2, strides=(1, 2))),
     "0-D": Conv((3, 2), (2, 4)),
     "0-D, groups": Conv((3, 4), (2, 6), dict(feature_group_count=2)),
     "0-D, depthwise": Conv((3, 2), (1, 2), dict(feature_group_count=2)),

@@ -226,6 +226,21 @@ def test_blocks_of_every_size(form, cells, case):
         check(form, case)
 
 
+@pytest.mark.parametrize("form", [f for f in FORMS if f.function.__module__.endswith("_multiply_add")], ids=name_of)
+@pytest.mark.parametrize(("terms", "cells"), [(1, 1), (4, 1 << 20)], ids=["one by one", "some"])
+@settings(max_examples=10)
+@given(case=convolutions())
+def test_some_rows_of_a_window(form, terms, cells, case):
+    """Random windows are small: the loops over the rows of a large one, and over images, for windows of any size."""
+    case = form.fit(case)
+    assume(fits(case))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_multiply_add, "CELLS", cells)
+        for limit in ("TERMS_AT_ONCE", "TERMS_IN_PASS", "TAPS_AT_ONCE", "TAPS_IN_PASS"):
+            patch.setattr(_multiply_add, limit, terms)
+        check(form, case)
+
+
 @pytest.mark.parametrize("name", ["windows wholly in padding", "many channels, windows wholly in padding"])
 @pytest.mark.parametrize("form", FORMS[:3], ids=name_of)
 def test_textbook_where_the_compiler_would_read_outside(form, name):

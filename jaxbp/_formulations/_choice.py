@@ -56,7 +56,7 @@ def forward_form(g: ConvGeometry, batch: int, channels: int, features: int) -> C
         return "textbook", "the compiler skips the zeros itself"
     if groups == 1 and _apart(w):
         return "product", "windows do not overlap: one matrix product"
-    if groups > 1 and c * w.taps <= (MAX_TAPS if c == 1 else MULTIPLY_ADD_TERMS):
+    if groups > 1 and _suits_multiply_add(w, c):
         return "multiply-add", "few channels in a group: a short elementwise sum"
     if groups == 1 and c * w.taps <= DENSE_MULTIPLY_ADD_TERMS and c * w.taps * features <= FEW_WEIGHTS:
         return "multiply-add", "few weights: a short elementwise sum"
@@ -96,10 +96,12 @@ def kernel_grad_form(g: ConvGeometry, batch: int, channels: int, features: int) 
         return "product", "windows do not overlap: one matrix product"
     if groups == 1 and w.rank > 2 and w.window_shape[0] <= MAX_TAPS:
         return "fold", "no fast convolution beyond two dimensions: the first axis becomes channels and images"
-    if w.taps > MAX_TAPS or w.rank == 0:
-        return "textbook", "a large window, or none"
-    if groups > 1 and c == 1 and o <= 4:
+    if w.rank == 0:
+        return "textbook", "no window"
+    if groups > 1 and c == 1 and o <= 4 and _suits_multiply_add(w, c):
         return "multiply-add", "depthwise: products summed over the batch, one reduction for all taps"
+    if w.taps > MAX_TAPS:
+        return "textbook", "a large window"
     if groups > 1:
         return "grouped taps", "grouped convolutions run as if dense"
     if min(c, o) >= 64 and _suits_winograd(g, batch, c, o):
@@ -184,6 +186,13 @@ def _apart(w: Window) -> bool:
     if any(d > 1 for d in w.input_dilation):
         return False
     return w.taps == 1 or (w.window_shape == w.strides and set(w.dilation) <= {1})
+
+
+def _suits_multiply_add(w: Window, channels: int) -> bool:
+    """Whether the sum of a group's taps, or for one channel that of one of their rows, is short."""
+    if channels == 1:
+        return w.taps // max(w.window_shape, default=1) <= MAX_TAPS
+    return channels * w.taps <= MULTIPLY_ADD_TERMS
 
 
 def _divides(w: Window) -> bool:

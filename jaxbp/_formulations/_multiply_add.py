@@ -7,90 +7,123 @@ along the groups (or, in a single group, along the outputs).
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .._geometry import ConvGeometry, Window, read_padding
-from ._blocks import largest_divisor
+from .._geometry import ConvGeometry, Window, dilated_size, read_padding
+from ._blocks import CELLS, largest_divisor
 from ._memory import written
 from ._windows import pad_axes, tap_views
 
-# Images (or bands of their rows) added up explicitly, taps in one program, and both: what is worth its compile time.
-AT_ONCE = 8
+# What is worth its compile time. Of the forward sum: terms in one program, and in each pass over a larger window.
+TERMS_AT_ONCE = 64
+TERMS_IN_PASS = 16
+# Of the kernel's gradient: taps in one program, and in each pass over a larger window; images (or bands of their rows)
+# added up explicitly, and both.
 TAPS_AT_ONCE = 8
-TERMS_AT_ONCE = 40
+TAPS_IN_PASS = 4
+PARTS_AT_ONCE = 8
+PRODUCTS_AT_ONCE = 104
 
 
 def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
-    """Add up every tap of every channel of the group."""
-    groups = g.feature_group_count
-    *_, c, features = kernel.shape
-    weights = kernel.reshape(-1, *[1] * (x.ndim - 1), groups, features // groups).swapaxes(-2, -1)
-    views = tap_views(_channels_by_group(x, groups), g.window, 0, trailing=2)
-    cells = [lax.slice_in_dim(view, i, i + 1, axis=x.ndim - 1) for view in views for i in range(c)]
+    """Add up every tap of every channel of the group; of a large window some rows at a time."""
+    w, groups, features = g.window, g.feature_group_count, kernel.shape[-1]
+    x, kernel = _channels_by_group(x, groups), _channels_by_group(kernel, groups)
+    if w.taps * x.shape[-2] <= TERMS_AT_ONCE:
+        z = written(_sum_of_terms(x, kernel, w))
+    else:
+        axis, rows = _longest_axis(w)
+        at_once = min(rows, max(1, TERMS_IN_PASS * rows // (w.taps * x.shape[-2])))
+        padded = pad_axes(x, range(1, w.rank + 1), read_padding(w), 0)
+
+        def some_rows(first: jax.Array | int, count: int) -> jax.Array:
+            part, cells = _window_rows(padded, w, first, count)
+            weights = lax.dynamic_slice_in_dim(kernel, first, count, axis)
+            # Read where they lie, cells at an offset known only at run time would not be read side by side.
+            return _sum_of_terms(written(cells), written(weights), part)
+
+        passes, rest = divmod(rows, at_once)
+        none = jnp.zeros_like(x, shape=(x.shape[0], *w.output_shape, *kernel.shape[-2:]))
+        z = lax.fori_loop(0, passes, lambda i, z: z + some_rows(i * at_once, at_once), none)
+        z = z + some_rows(passes * at_once, rest) if rest else z
+    return z.swapaxes(-2, -1).reshape(*z.shape[:-2], features)
+
+
+def _sum_of_terms(x: jax.Array, kernel: jax.Array, w: Window) -> jax.Array:
+    """The forward sum as one expression: (N, *output, o, groups)."""
+    weights = kernel.reshape(-1, *[1] * (w.rank + 1), *kernel.shape[-2:])
+    views = tap_views(x, w, 0, trailing=2)
+    cells = [lax.slice_in_dim(view, i, i + 1, axis=x.ndim - 2) for view in views for i in range(x.shape[-2])]
     terms = [cell * lax.index_in_dim(weights, i, keepdims=False) for i, cell in enumerate(cells)]
-    total = functools.reduce(lax.add, terms)
-    return written(total.swapaxes(-2, -1).reshape(*total.shape[:-2], features))
+    return functools.reduce(lax.add, terms)
 
 
 def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
     """Add up the products of shifted inputs and delta over the batch, then over all positions at once.
 
     A reduction for each tap would run once over the arrays for each tap; the explicit sum over some images is
-    elementwise and fuses, and one reduction over the stacked taps is left. Large windows take one row of taps at a
+    elementwise and fuses, and one reduction over the stacked taps is left. Large windows take some rows of taps at a
     time, so that the program stays small.
     """
     groups, w = g.feature_group_count, g.window
     features = delta.shape[-1]
     x, delta = _channels_by_group(x, groups), _channels_by_group(delta, groups)
-    if w.taps <= TAPS_AT_ONCE or w.window_shape[0] == 1:
-        sums = _kernel_sums(x, delta, w)
-    else:
+    axis, rows = _longest_axis(w)
+    at_once = rows if w.taps <= TAPS_AT_ONCE else min(rows, max(1, TAPS_IN_PASS * rows // w.taps))
+    parts = min(PARTS_AT_ONCE, max(1, PRODUCTS_AT_ONCE * rows // (w.taps * at_once)))
+    images = largest_divisor(x.shape[0], min(parts, 4 * CELLS // math.prod(x.shape[1:])))
+    bands = largest_divisor(w.output_shape[0], parts // images)
+    none = jnp.zeros_like(x, shape=(*w.window_shape, x.shape[-2], *delta.shape[-2:]))
+
+    def sums_of_images(x: jax.Array, delta: jax.Array) -> jax.Array:
+        if at_once == rows:
+            return _kernel_sums(x, delta, w, bands)
         padded = pad_axes(x, range(1, w.rank + 1), read_padding(w), 0)
-        reach = (w.output_shape[0] - 1) * w.strides[0] + 1
-        row = w._replace(
-            input_shape=(reach, *padded.shape[2 : w.rank + 1]),
-            window_shape=(1, *w.window_shape[1:]),
-            padding=((0, 0),) * w.rank,
-        )
 
-        def row_sums(tap: jax.Array) -> jax.Array:
-            rows = lax.dynamic_slice_in_dim(padded, tap * w.dilation[0], reach, axis=1)
-            return _kernel_sums(rows, delta, row)
+        def put_rows(i: jax.Array, sums: jax.Array) -> jax.Array:
+            first = jnp.minimum(i * at_once, rows - at_once)
+            part, cells = _window_rows(padded, w, first, at_once)
+            return lax.dynamic_update_slice_in_dim(sums, _kernel_sums(written(cells), delta, part, bands), first, axis)
 
-        sums = lax.map(row_sums, jnp.arange(w.window_shape[0]))
+        return lax.fori_loop(0, -(-rows // at_once), put_rows, none)
+
+    if images == x.shape[0]:
+        sums = sums_of_images(x, delta)
+    else:
+        blocks = (a.reshape(-1, images, *a.shape[1:]) for a in (x, delta))
+        sums, _ = lax.scan(lambda total, pair: (total + sums_of_images(*map(written, pair)), None), none, (*blocks,))
     return sums.swapaxes(-2, -1).reshape(*w.window_shape, sums.shape[-3], features)
 
 
-def _kernel_sums(x: jax.Array, delta: jax.Array, w: Window) -> jax.Array:
-    """(taps, c, o, groups): the sum over batch and positions for every tap."""
-    batch, rows = delta.shape[0], w.output_shape[0]
-    at_once = min(AT_ONCE, TERMS_AT_ONCE // w.taps)
-    images = largest_divisor(batch, at_once)
-    bands = largest_divisor(rows, at_once // images)
+def _longest_axis(w: Window) -> tuple[int, int]:
+    """The spatial axis along which the window has the most taps, and their number: its rows, for a loop."""
+    axis = max(range(w.rank), key=lambda i: w.window_shape[i])
+    return axis, w.window_shape[axis]
 
-    def sums(x: jax.Array, delta: jax.Array) -> jax.Array:
-        """The sums of some images: over them, and over bands of rows, at every position; then over all positions."""
-        delta, by_tap = jnp.expand_dims(delta, -3), []
-        for view in tap_views(x, w, 0, trailing=2):
-            terms = jnp.expand_dims(view, -2) * delta
-            terms = terms.reshape(images * bands, rows // bands, *terms.shape[2:])
-            parts = [lax.slice_in_dim(terms, i, i + 1) for i in range(images * bands)]
-            by_tap.append(functools.reduce(lax.add, parts))
-        return jnp.sum(jnp.concatenate(by_tap), axis=tuple(range(1, w.rank + 1)))
 
-    def add(total: jax.Array, block: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-        return total + sums(*block), None
+def _window_rows(padded: jax.Array, w: Window, first: jax.Array | int, count: int) -> tuple[Window, jax.Array]:
+    """So many of the window's rows from the first on, as a window, and the padded input that they read."""
+    axis, _ = _longest_axis(w)
+    reach = (w.output_shape[axis] - 1) * w.strides[axis] + dilated_size(count, w.dilation[axis])
+    cells = lax.dynamic_slice_in_dim(padded, first * w.dilation[axis], reach, axis=axis + 1)
+    window = (*w.window_shape[:axis], count, *w.window_shape[axis + 1 :])
+    part = w._replace(input_shape=cells.shape[1 : w.rank + 1], window_shape=window, padding=((0, 0),) * w.rank)
+    return part, cells
 
-    def blocks(a: jax.Array) -> jax.Array:
-        return a.reshape(batch // images, images, *a.shape[1:])
 
-    if batch == images:
-        return sums(x, delta)
-    first = jnp.zeros_like(x, shape=(w.taps, x.shape[-2], *delta.shape[-2:]))
-    return lax.scan(add, first, (blocks(x), blocks(delta)))[0]
+def _kernel_sums(x: jax.Array, delta: jax.Array, w: Window, bands: int) -> jax.Array:
+    """(*window, c, o, groups): each tap's sum over images, and over bands of rows, then over all positions."""
+    delta, by_tap, parts = jnp.expand_dims(delta, -3), [], delta.shape[0] * bands
+    for view in tap_views(x, w, 0, trailing=2):
+        terms = jnp.expand_dims(view, -2) * delta
+        terms = terms.reshape(parts, -1, *terms.shape[2:])
+        by_tap.append(functools.reduce(lax.add, [lax.slice_in_dim(terms, i, i + 1) for i in range(parts)]))
+    sums = jnp.sum(jnp.concatenate(by_tap), axis=tuple(range(1, w.rank + 1)))
+    return sums.reshape(*w.window_shape, *sums.shape[1:])
 
 
 def _channels_by_group(x: jax.Array, groups: int) -> jax.Array:
