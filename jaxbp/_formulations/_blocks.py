@@ -63,7 +63,9 @@ def map_images(form: Callable[[jax.Array], jax.Array], x: jax.Array, cells: int,
     images = largest_divisor(x.shape[0], times * CELLS // cells)
     if images == x.shape[0]:
         return form(x)
-    z = lax.map(form, x.reshape(-1, images, *x.shape[1:]))
+    # Cut out in the loop: an axis of one image in front of it would be laid out anew, as a copy of the whole input.
+    first = jnp.arange(0, x.shape[0], images, dtype=jnp.int32)
+    z = lax.map(lambda i: form(lax.dynamic_slice_in_dim(x, i, images)), first)
     return z.reshape(-1, *z.shape[2:])
 
 

@@ -70,16 +70,16 @@ def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
     time, so that the program stays small.
     """
     groups, w = g.feature_group_count, g.window
-    features = delta.shape[-1]
-    x, delta = _channels_by_group(x, groups), _channels_by_group(delta, groups)
     axis, rows = _longest_axis(w)
     at_once = rows if w.taps <= TAPS_AT_ONCE else min(rows, max(1, TAPS_IN_PASS * rows // w.taps))
     parts = min(PARTS_AT_ONCE, max(1, PRODUCTS_AT_ONCE * rows // (w.taps * at_once)))
     images = largest_divisor(x.shape[0], min(parts, 4 * CELLS // math.prod(x.shape[1:])))
     bands = largest_divisor(w.output_shape[0], parts // images)
-    none = jnp.zeros_like(x, shape=(*w.window_shape, x.shape[-2], *delta.shape[-2:]))
+    c, o = x.shape[-1] // groups, delta.shape[-1] // groups
+    none = jnp.zeros_like(x, shape=(*w.window_shape, c, o, groups))
 
     def sums_of_images(x: jax.Array, delta: jax.Array) -> jax.Array:
+        x, delta = _channels_by_group(x, groups), _channels_by_group(delta, groups)
         if at_once == rows:
             return _kernel_sums(x, delta, w, bands)
         padded = pad_axes(x, range(1, w.rank + 1), read_padding(w), 0)
@@ -91,12 +91,13 @@ def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
 
         return lax.fori_loop(0, -(-rows // at_once), put_rows, none)
 
-    if images == x.shape[0]:
-        sums = sums_of_images(x, delta)
-    else:
-        blocks = (a.reshape(-1, images, *a.shape[1:]) for a in (x, delta))
-        sums, _ = lax.scan(lambda total, pair: (total + sums_of_images(*map(written, pair)), None), none, (*blocks,))
-    return sums.swapaxes(-2, -1).reshape(*w.window_shape, sums.shape[-3], features)
+    def add_images(i: jax.Array, sums: jax.Array) -> jax.Array:
+        x_block, delta_block = (written(lax.dynamic_slice_in_dim(a, i * images, images)) for a in (x, delta))
+        return sums + sums_of_images(x_block, delta_block)
+
+    blocks = x.shape[0] // images
+    sums = sums_of_images(x, delta) if blocks == 1 else lax.fori_loop(0, blocks, add_images, none)
+    return sums.swapaxes(-2, -1).reshape(*w.window_shape, c, delta.shape[-1])
 
 
 def _longest_axis(w: Window) -> tuple[int, int]:
