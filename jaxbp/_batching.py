@@ -7,6 +7,7 @@ has a batch axis already: mapped over x alone, it is the same convolution of a l
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -17,7 +18,7 @@ from jax.sharding import AxisType
 
 def over_examples(rule: Callable[..., jax.Array], x: jax.Array, *shared: Any) -> jax.Array:
     """`rule(x, *shared)` for x of (N, ...), any N; a vmap over x alone calls it with the examples in N."""
-    if not _is_mapped_here(x):
+    if not is_mapped_here(x):
         return rule(x, *shared)
     mapped = custom_vmap(rule)
 
@@ -34,7 +35,24 @@ def over_examples(rule: Callable[..., jax.Array], x: jax.Array, *shared: Any) ->
     return mapped(x, *shared)
 
 
-def _is_mapped_here(x: jax.Array) -> bool:
+def one_by_one(sum_of: Callable[..., jax.Array], x: jax.Array, delta: jax.Array) -> jax.Array:
+    """`sum_of(x, delta)` below a vmap: of one example after the other, where both have examples.
+
+    Only where the vmap is certain (`is_mapped_here`): what is left of this afterwards has no derivative.
+    """
+    mapped = custom_vmap(sum_of)
+
+    @mapped.def_vmap
+    def loop(axis_size: int, is_mapped: Any, x: jax.Array, delta: jax.Array) -> tuple[jax.Array, bool]:
+        if not all(is_mapped):
+            return jax.vmap(sum_of, tuple(0 if flag else None for flag in is_mapped))(x, delta), True
+        again = partial(one_by_one, sum_of) if is_mapped_here(x) else sum_of
+        return jax.lax.map(lambda pair: again(*pair), (x, delta)), True
+
+    return mapped(x, delta)
+
+
+def is_mapped_here(x: jax.Array) -> bool:
     """Whether the innermost transformation is a vmap, over x, without shardings in the types."""
     if AxisType.Explicit in jax.typeof(x).sharding.mesh.axis_types:
         return False

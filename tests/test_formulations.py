@@ -298,7 +298,7 @@ def draw_names(seen, data):
         arguments["kernel_dilation"], arguments["feature_group_count"],
     )  # fmt: skip
     g = ConvGeometry(window, arguments["feature_group_count"])
-    sizes = case.x[0], case.x[-1], case.kernel[-1]
+    sizes = data.draw(st.sampled_from([case.x[0], 1 << 12])), case.x[-1], case.kernel[-1]
     with pytest.MonkeyPatch.context() as patch:
         # What is too large for the cache is too large for a test.
         patch.setattr(_choice, "MOST_OUTPUTS", data.draw(st.sampled_from([_choice.MOST_OUTPUTS, 64])))
@@ -307,7 +307,7 @@ def draw_names(seen, data):
 
 
 def test_random_geometries_reach_every_choice():
-    """So that the random comparisons, here and in test_random, run every form through its choice."""
+    """So that the choices are run through, here and in test_random; those that need many positions, with more images."""
     seen = {"forward_form": set(), "kernel_grad_form": set()}
     draw_names(seen)
     functions = {
@@ -317,17 +317,49 @@ def test_random_geometries_reach_every_choice():
         assert names == strings(functions[choice], "returned") | ({"textbook"} & names), choice
 
 
-@pytest.mark.parametrize("kernel", [(3, 3, 32, 32), (1, 1, 32, 32), (3, 3, 1, 32)], ids=["dense", "1x1", "depthwise"])
-def test_gradients_of_examples_are_no_grouped_convolution(kernel):
+EXAMPLES = {
+    "dense": ((9, 9, 32), (3, 3, 32, 32)),
+    "dense, large": ((24, 24, 32), (3, 3, 32, 32)),
+    "few inputs": ((9, 9, 3), (5, 5, 3, 32)),
+    "few outputs": ((9, 9, 32), (3, 3, 32, 2)),
+    "1x1": ((9, 9, 32), (1, 1, 32, 32)),
+    "depthwise": ((9, 9, 32), (3, 3, 1, 32)),
+    "1-D": ((60, 16), (3, 16, 16)),
+    "3-D": ((6, 6, 6, 4), (3, 3, 3, 4, 4)),
+}
+
+
+@pytest.mark.parametrize(("x", "kernel"), EXAMPLES.values(), ids=EXAMPLES)
+def test_gradients_of_examples_are_no_grouped_convolution(x, kernel):
     """What vmap makes of lax's own kernel gradient: one group for each example, which runs as if dense."""
-    groups = 32 // kernel[-2]
+    groups = x[-1] // kernel[-2]
 
     def program(convolution):
         gradient = jax.grad(lambda k, x: (convolution(x[None], k, feature_group_count=groups) ** 2).sum(), (0, 1))
-        return jax.jit(jax.vmap(gradient, (None, 0))).lower(normal(1, kernel), normal(2, (4, 9, 9, 32)))
+        return jax.jit(jax.vmap(gradient, (None, 0))).lower(normal(1, kernel), normal(2, (4, *x)))
 
     assert f"group_count = {4 * groups}" in program(jaxbp.automatic.conv).as_text()
     assert "group_count=" not in program(jaxbp.conv).compile().as_text()
+
+
+@pytest.mark.parametrize(("x", "kernel"), EXAMPLES.values(), ids=EXAMPLES)
+def test_examples_have_gradients_of_their_own(x, kernel):
+    """Under one vmap and under two, jitted inside of them or not, and in a derivative of the whole."""
+    groups = x[-1] // kernel[-2]
+    x, kernel = integers(1, (2, 3, *x)), integers(2, kernel)
+
+    def gradient(k, x):
+        return jax.grad(lambda k: (jaxbp.conv(x[None], k, feature_group_count=groups) ** 2).sum())(k)
+
+    alone = [[gradient(kernel, example) for example in row] for row in x]
+    for mapped in (gradient, jax.jit(gradient)):
+        twice = jax.vmap(jax.vmap(mapped, (None, 0)), (None, 0))
+        assert_exact(jax.jit(twice)(kernel, x), np.asarray(alone))
+    once = jax.vmap(gradient, (None, 0))
+    slope = jax.grad(lambda k: jnp.vdot(once(k, x[0]).sum(0), kernel))(kernel)
+    assert_exact(
+        slope, np.asarray(sum(jax.grad(lambda k, e=e: jnp.vdot(gradient(k, e), kernel))(kernel) for e in x[0]))
+    )
 
 
 # ------------------------------------------------------------------------------------------------ memory

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from .._arguments import sum_dtype, wider
+from .._batching import is_mapped_here
 from .._geometry import ConvGeometry, Window
 from . import _choice, _textbook, _upsample, _windows
 from ._textbook import rot180 as rot180
@@ -42,17 +43,22 @@ def conv_input_grad(delta: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax
     return dx.astype(kernel.dtype)
 
 
-@partial(jax.jit, static_argnums=2, inline=True)
 def conv_kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
     """(*window, C / groups, O) from x of (N, *spatial, C) and delta of (N, *output, O), in x's dtype."""
+    return _kernel_grad(x, delta, g, is_mapped_here(x))
+
+
+@partial(jax.jit, static_argnums=(2, 3), inline=True)
+def _kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry, mapped: bool) -> jax.Array:
+    """The same; below a vmap every example has a kernel gradient of its own, and no form may group them."""
     shape = (*g.window.window_shape, x.shape[-1] // g.feature_group_count, delta.shape[-1])
     if 0 in (*x.shape, *delta.shape):
         return jnp.zeros(shape, x.dtype)
     wide = sum_dtype(wider(x.dtype, delta.dtype))
-    form, _ = _choice.kernel_grad_form(g, x.shape[0], x.shape[-1], delta.shape[-1])
-    return _evaluate(form, _textbook.kernel_grad, _choice.kernel_grad, x.astype(wide), delta.astype(wide), g).astype(
-        x.dtype
-    )
+    form = "one by one" if mapped else _choice.kernel_grad_form(g, x.shape[0], x.shape[-1], delta.shape[-1])[0]
+    chosen = partial(_choice.kernel_grad, mapped=mapped)
+    dkernel = _evaluate(form, _textbook.kernel_grad, chosen, x.astype(wide), delta.astype(wide), g)
+    return dkernel.astype(x.dtype)
 
 
 @partial(jax.jit, static_argnums=1, inline=True)

@@ -6,14 +6,17 @@ convolutions, which their libraries run well. Each function returns the form's n
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 
-from .._geometry import ConvGeometry, Window, is_static, transposed
+from .._batching import one_by_one
+from .._geometry import ConvGeometry, Window, is_static, read_padding, transposed
 from . import _axes, _bands, _multiply_add, _product, _subpixel, _taps, _textbook, _winograd
 from ._blocks import channel_block, cut, largest_divisor, map_blocks, map_images, sum_blocks
-from ._windows import Choice
+from ._memory import written
+from ._windows import Choice, pad_axes
 
 # Where the measurements change sides.
 MAX_TAPS = 64  # that are written out one by one
@@ -27,11 +30,14 @@ FEWEST_TILES = 128  # of a whole batch, to share Winograd's weights
 MOST_WEIGHTS = 1 << 17  # channels times features, to be transformed for Winograd
 MOST_PARTS = 1 << 17  # numbers: an image's outputs, each tap's by itself, of which some images fit the cache
 FEW_PRODUCTS = 64  # channels times features, for which every tap's part is a product of its own
-SMALL_WINDOW = 9  # taps
-SMALL_LAYER = 256  # channels times features
-FEWEST_IMAGES = 8  # of a batch, for the compiler's own kernel gradient to be fast
-FEW_POSITIONS = 1 << 15  # of a whole batch
+SMALL_WINDOW = 7  # taps
 FEW_COLUMNS = 72  # taps times channels, side by side in one product
+MORE_COLUMNS = 300  # the same for a small window
+FEW_FEATURES = 16
+FEW_IMAGES = 4  # of a batch
+FEW_POSITIONS = 1 << 9  # of a whole batch
+MANY_POSITIONS = 1 << 12
+LARGE_EXAMPLE = 1 << 13  # numbers of an input, whose kernel gradient under vmap is faster by itself
 MOST_OUTPUTS = 1 << 21  # numbers: 8 MiB of float32 that stay in the cache, and may be copied
 
 
@@ -41,10 +47,11 @@ def forward_form(g: ConvGeometry, batch: int, channels: int, features: int) -> C
     c = channels // groups
     if not is_static((batch, *w.input_shape, *w.output_shape)):
         return "textbook", "sizes are symbolic"
+    if groups == 1 and _apart(_as_blocks(w)):
+        return "product", "windows do not overlap: one matrix product"
+    if groups == 1 and _apart(_as_blocks(transposed(w))):
+        return "transposed product", "windows do not overlap: one matrix product, put in place"
     if any(d > 1 for d in w.input_dilation):
-        back = transposed(w)
-        if groups == 1 and _apart(back):
-            return "transposed product", "windows do not overlap: one matrix product, put in place"
         wide_steps = any(s > 1 for s, d in zip(w.strides, w.input_dilation, strict=True) if d > 1)
         outputs = math.prod(w.output_shape) * features
         whole = _divides(w) and features > 1 and outputs <= MOST_OUTPUTS
@@ -54,8 +61,6 @@ def forward_form(g: ConvGeometry, batch: int, channels: int, features: int) -> C
         if groups == 1 and batch * outputs > MOST_OUTPUTS:
             return "image by image", "the compiler skips the zeros itself, but slows down beyond the cache"
         return "textbook", "the compiler skips the zeros itself"
-    if groups == 1 and _apart(w):
-        return "product", "windows do not overlap: one matrix product"
     if groups > 1 and _suits_multiply_add(w, c):
         return "multiply-add", "few channels in a group: a short elementwise sum"
     if groups == 1 and c * w.taps <= DENSE_MULTIPLY_ADD_TERMS and c * w.taps * features <= FEW_WEIGHTS:
@@ -74,12 +79,14 @@ def forward_form(g: ConvGeometry, batch: int, channels: int, features: int) -> C
         return "fold", "no fast convolution beyond two dimensions: the first axis becomes channels and images"
     if channels * features <= MOST_WEIGHTS and _suits_winograd(g, batch, channels, features):
         return "winograd", "3x3 at stride 1: 16 products where 36 are usual"
+    if math.prod(w.window_shape) > math.prod(w.input_shape):
+        return "padded", "the compiler exchanges a window and a smaller input, and loses its fast convolution"
     return "textbook", "a dense convolution is what the compiler does best"
 
 
 def input_grad_form(g: ConvGeometry, batch: int, channels: int, features: int) -> Choice:
     """The form of the input's gradient: of the forward sum that takes delta back."""
-    return forward_form(g._replace(window=transposed(g.window)), batch, features, channels)
+    return forward_form(g._replace(window=transposed(_as_blocks(g.window))), batch, features, channels)
 
 
 def kernel_grad_form(g: ConvGeometry, batch: int, channels: int, features: int) -> Choice:
@@ -92,8 +99,10 @@ def kernel_grad_form(g: ConvGeometry, batch: int, channels: int, features: int) 
         if all(s == 1 for s in w.strides):
             return "mirrored", "the same sum with input and delta exchanged has strides in place of zeros"
         return "textbook", "strides and input dilation together"
-    if groups == 1 and _apart(w):
+    if groups == 1 and _apart(_as_blocks(w)):
         return "product", "windows do not overlap: one matrix product"
+    if groups == 1 and _apart(_as_blocks(transposed(w))):
+        return "mirrored", "the same sum with input and delta exchanged: windows do not overlap"
     if groups == 1 and w.rank > 2 and w.window_shape[0] <= MAX_TAPS:
         return "fold", "no fast convolution beyond two dimensions: the first axis becomes channels and images"
     if w.rank == 0:
@@ -106,12 +115,14 @@ def kernel_grad_form(g: ConvGeometry, batch: int, channels: int, features: int) 
         return "grouped taps", "grouped convolutions run as if dense"
     if min(c, o) >= 64 and _suits_winograd(g, batch, c, o):
         return "winograd", "3x3 at stride 1: 16 products where 36 are usual"
-    if w.rank == 2 and _suits_textbook(g, batch, c, o):
-        return "textbook", "few weights and positions: views cost more than they gain"
-    if w.rank == 2 and c > 1 and w.taps * c <= FEW_COLUMNS and o >= 16:
+    if w.rank == 2 and set(w.strides) == {1} and c >= 2 * o:
+        return "mirrored", "few outputs: the same sum with input and delta exchanged has few inputs"
+    if w.rank == 2 and _suits_taps(g, batch, c, o):
         return "taps", "few channels: views of all taps side by side, block by block: one product"
-    if w.rank == 2 and c > 1:
+    if w.rank == 2 and _suits_rows(g, batch, c, o):
         return "rows", "views of one row of taps side by side, block by block: a product for each row"
+    if math.prod(w.output_shape) > math.prod(w.input_shape):
+        return "padded", "the compiler exchanges a delta and a smaller input, and loses its fast convolution"
     return "textbook", "a dense convolution is what the compiler does best"
 
 
@@ -121,10 +132,10 @@ def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
     name, _ = forward_form(g, x.shape[0], x.shape[-1], kernel.shape[-1])
     match name:
         case "product":
-            return _product.forward(x, kernel, g)
+            return _product.forward(x, kernel, g._replace(window=_as_blocks(w)))
         case "transposed product":
-            back = _textbook.exchange_channels(_textbook.rot180(kernel, g.window.rank), groups)
-            return _product.transposed(x, back, g._replace(window=transposed(g.window)))
+            back = _textbook.exchange_channels(_textbook.rot180(kernel, w.rank), groups)
+            return _product.transposed(x, back, g._replace(window=_as_blocks(transposed(w))))
         case "sub-pixel":
             return _subpixel.forward(x, kernel, g, forward)
         case "image by image":
@@ -143,42 +154,55 @@ def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
             return _in_blocks(lambda x, g: _axes.fold_forward(x, kernel, g, forward), x, g, cells)
         case "winograd":
             return _winograd.forward(x, kernel, g)
+        case "padded":
+            return _textbook.forward(*_padded(x, g, kernel))
     return _textbook.forward(x, kernel, g)
 
 
 def input_grad(delta: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
     """Evaluate the input's gradient: the forward sum of delta and the rotated kernel."""
     rotated = _textbook.exchange_channels(_textbook.rot180(kernel, g.window.rank), g.feature_group_count)
-    return forward(delta, rotated, g._replace(window=transposed(g.window), preferred_element_type=None))
+    back = transposed(_as_blocks(g.window))
+    return forward(delta, rotated, g._replace(window=back, preferred_element_type=None))
 
 
-def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
-    """Evaluate the kernel's gradient in the chosen form."""
-    groups = g.feature_group_count
+def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry, mapped: bool = False) -> jax.Array:
+    """Evaluate the kernel's gradient in the chosen form; below a vmap, of each example alone where faster."""
+    w, groups = g.window, g.feature_group_count
     c = x.shape[-1] // groups
+    again = partial(kernel_grad, mapped=mapped)
     name, _ = kernel_grad_form(g, x.shape[0], x.shape[-1], delta.shape[-1])
+    if mapped and name == "textbook" and w.rank == groups == 1 and w.input_dilation == (1,) and w.taps <= MAX_TAPS:
+        return _taps.taps_kernel_grad(x, delta, g)
     match name:
         case "mirrored":
-            mirrored = kernel_grad(delta, x, g._replace(window=transposed(g.window)))
-            return _textbook.exchange_channels(_textbook.rot180(mirrored, g.window.rank), groups)
+            mirrored = again(delta, x, g._replace(window=transposed(w)))
+            return _textbook.exchange_channels(_textbook.rot180(mirrored, w.rank), groups)
         case "product":
-            return _product.kernel_grad(x, delta, g)
+            return _product.kernel_grad(x, delta, g._replace(window=_as_blocks(w)))
         case "multiply-add":
             return _multiply_add.kernel_grad(x, delta, g)
         case "grouped taps":
             return _taps.grouped_kernel_grad(x, delta, g, largest_divisor(groups, 16 // c))
-        case "winograd":
-            return _winograd.kernel_grad(x, delta, g)
-        case "taps":
-            return _taps.taps_kernel_grad(x, delta, g)
-        case "rows":
-            return _taps.rows_kernel_grad(x, delta, g)
         case "fold":
-            blocks = cut(g, x.shape[0], g.window.window_shape[0] * x.shape[-1])
+            blocks = cut(g, x.shape[0], w.window_shape[0] * x.shape[-1])
             if blocks.count == 1:
-                return _axes.fold_kernel_grad(x, delta, g, kernel_grad)
-            return sum_blocks(lambda x, d, g: _axes.fold_kernel_grad(x, d, g, kernel_grad), x, delta, g, blocks)
-    return _textbook.kernel_grad(x, delta, g)
+                return _axes.fold_kernel_grad(x, delta, g, again)
+            return sum_blocks(lambda x, d, g: _axes.fold_kernel_grad(x, d, g, again), x, delta, g, blocks)
+        case "winograd":
+            form, loop = _winograd.kernel_grad, x.size >= LARGE_EXAMPLE
+        case "rows":
+            form, loop = _taps.rows_kernel_grad, x.size >= LARGE_EXAMPLE
+        case "taps":
+            form, loop = _taps.taps_kernel_grad, x.size >= LARGE_EXAMPLE
+        case "padded":
+            x, delta, g = _padded(x, g, delta)
+            form, loop = _textbook.kernel_grad, True
+        case _:
+            form, loop = _textbook.kernel_grad, True
+    if mapped and loop:
+        return one_by_one(partial(form, g=g), x, delta)
+    return form(x, delta, g)
 
 
 def _apart(w: Window) -> bool:
@@ -186,6 +210,13 @@ def _apart(w: Window) -> bool:
     if any(d > 1 for d in w.input_dilation):
         return False
     return w.taps == 1 or (w.window_shape == w.strides and set(w.dilation) <= {1})
+
+
+def _as_blocks(w: Window) -> Window:
+    """The same windows with other strides, where that makes them blocks: one alone along an axis takes no step."""
+    steps = zip(w.window_shape, w.strides, w.output_shape, strict=True)
+    blocks = w._replace(strides=tuple(k if out == 1 else s for k, s, out in steps))
+    return blocks if _apart(blocks) else w
 
 
 def _suits_multiply_add(w: Window, channels: int) -> bool:
@@ -222,12 +253,35 @@ def _suits_winograd(g: ConvGeometry, batch: int, channels: int, features: int) -
     return min(channels, features) >= 32 and tiles > 4 and batch * tiles >= FEWEST_TILES and fits
 
 
-def _suits_textbook(g: ConvGeometry, batch: int, channels: int, features: int) -> bool:
-    """Whether views cost a kernel's gradient more than they gain: more so where the views have gaps."""
+def _suits_taps(g: ConvGeometry, batch: int, channels: int, features: int) -> bool:
+    """Whether views of all taps are few columns for their product, which enough outputs share."""
+    w, positions = g.window, batch * math.prod(g.window.output_shape)
+    columns = w.taps * channels
+    if features < (FEW_FEATURES if channels > 1 else 4 * FEW_FEATURES):
+        return False
+    if w.taps <= SMALL_WINDOW and columns <= MORE_COLUMNS:
+        return positions >= FEW_POSITIONS
+    return columns <= FEW_COLUMNS and positions >= MANY_POSITIONS and batch > FEW_IMAGES
+
+
+def _suits_rows(g: ConvGeometry, batch: int, channels: int, features: int) -> bool:
+    """Whether views of a row of taps cost less than what the compiler loses by few outputs, strides, or in general."""
+    w, positions = g.window, batch * math.prod(g.window.output_shape)
+    columns, fewest = w.taps * channels, min(channels, features)
+    if batch <= FEW_IMAGES and features <= FEW_FEATURES:
+        return channels > 1 and columns >= 4 * features
+    if fewest < FEW_FEATURES or not 3 * features <= columns <= 50 * features:
+        return False
+    if set(w.strides) != {1} or fewest >= 6 * FEW_FEATURES:
+        return True
+    return positions >= 2 * FEW_POSITIONS and (fewest >= 3 * FEW_FEATURES or features < 2 * FEW_FEATURES)
+
+
+def _padded(x: jax.Array, g: ConvGeometry, other: jax.Array) -> tuple[jax.Array, jax.Array, ConvGeometry]:
+    """A map's operands with the padding written into x: no smaller than the window or delta that slides over it."""
     w = g.window
-    weights = SMALL_LAYER if {*w.strides, *w.dilation} == {1} else 4 * SMALL_LAYER
-    small = channels >= 4 and channels * features <= weights and w.taps <= SMALL_WINDOW
-    return small and batch >= FEWEST_IMAGES and batch * math.prod(w.output_shape) <= FEW_POSITIONS
+    x = written(pad_axes(x, range(1, w.rank + 1), read_padding(w), 0))
+    return x, other, g._replace(window=w._replace(input_shape=x.shape[1:-1], padding=((0, 0),) * w.rank))
 
 
 def _in_blocks(form: Callable[..., jax.Array], x: jax.Array, g: ConvGeometry, cells: int) -> jax.Array:

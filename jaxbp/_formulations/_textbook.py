@@ -37,25 +37,26 @@ def input_grad(delta: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Arra
 
 
 def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
-    """Slide delta, with zeros between its cells (strides), over the padded input; the sum runs over the batch."""
+    """Slide delta, with zeros between its cells (strides), over the padded input; the sum runs over the batch.
+
+    The batch takes the channels' place and the channels the batch's. Written as transposes: inside of loops, a CPU's
+    compiler knows no other layout.
+    """
     w = g.window
-    batch, channels, spatial = 0, w.rank + 1, range(1, w.rank + 1)
+    spatial = range(1, w.rank + 1)
     x, padding, input_dilation = _cropped_first(x, read_padding(w), w.input_dilation, spatial)
-    return lax.conv_general_dilated(
-        x,
-        delta,
+    kernel_grad = lax.conv_general_dilated(
+        x.transpose(w.rank + 1, *spatial, 0),
+        delta.transpose(*spatial, 0, w.rank + 1),
         window_strides=w.dilation,
         padding=padding,
         lhs_dilation=input_dilation,
         rhs_dilation=w.strides,
-        dimension_numbers=lax.ConvDimensionNumbers(
-            lhs_spec=(channels, batch, *spatial),
-            rhs_spec=(channels, batch, *spatial),
-            out_spec=(w.rank, w.rank + 1, *range(w.rank)),
-        ),
+        dimension_numbers=_channels_last(w.rank),
         batch_group_count=g.feature_group_count,
         precision=g.precision,
     )
+    return kernel_grad.transpose(*spatial, 0, w.rank + 1)
 
 
 def rot180(kernel: jax.Array, rank: int) -> jax.Array:
