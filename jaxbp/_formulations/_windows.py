@@ -1,4 +1,4 @@
-"""Sums and maxima over windows. No scatter, no reduce_window. The way back is in `_upsample.py`.
+"""Sums and maxima over windows. No scatter. The way back is in `_upsample.py`.
 
 Arrays are (*batch, *spatial, C). A tap is a cell of the window; taps are counted in row-major order. Every form reads
 one strided view of the padded input per tap: of all taps at once, or of those along one axis after the other.
@@ -22,6 +22,7 @@ Choice = tuple[str, str]
 
 # Above this many taps a window is pooled axis by axis: the sum of its sizes where it would be their product.
 TAPS_AT_ONCE = 16
+FEW_TAPS = 8
 # Below this many channels the loop over them is too short to find the winners again faster than to read them.
 FEW_CHANNELS = 16
 
@@ -37,6 +38,8 @@ def sum_form(w: Window) -> Choice:
     """The form of a sum over windows."""
     if 1 in w.output_shape:
         return "axis by axis", "one window along an axis: one reduction"
+    if w.rank == 1 and w.taps <= FEW_TAPS and min(pads := read_padding(w)[0]) >= 0 and max(pads) > 0:
+        return "reduced windows", "few cells in one dimension: the compiler's own loop needs no padded copy"
     return max_form(w)
 
 
@@ -80,8 +83,14 @@ def take_winners(x: jax.Array, winners: jax.Array, w: Window) -> jax.Array:
 
 def window_sum(x: jax.Array, w: Window) -> jax.Array:
     """The sum of every window."""
-    if sum_form(w)[0] == "views":
+    form, _ = sum_form(w)
+    if form == "views":
         return functools.reduce(jnp.add, tap_views(x, w, 0))
+    if form == "reduced windows":
+        batch = x.ndim - 2
+        sizes, strides, dilation = ((*(1,) * batch, *values, 1) for values in (w.window_shape, w.strides, w.dilation))
+        padding = (*((0, 0),) * batch, *read_padding(w), (0, 0))
+        return lax.reduce_window(x, jnp.zeros((), x.dtype), lax.add, sizes, strides, padding, None, dilation)
     for i in range(w.rank):
         x = axis_sum(x, w, i)
     return x
