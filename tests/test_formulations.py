@@ -302,12 +302,13 @@ def draw_names(seen, data):
     with pytest.MonkeyPatch.context() as patch:
         # What is too large for the cache is too large for a test.
         patch.setattr(_choice, "MOST_OUTPUTS", data.draw(st.sampled_from([_choice.MOST_OUTPUTS, 64])))
+        patch.setattr(_choice, "MORE_COLUMNS", data.draw(st.sampled_from([_choice.MORE_COLUMNS, 8])))
         for choice in ("forward_form", "input_grad_form", "kernel_grad_form"):
             seen[choice.replace("input_grad", "forward")].add(getattr(_choice, choice)(g, *sizes)[0])
 
 
 def test_random_geometries_reach_every_choice():
-    """So that the choices are run through, here and in test_random; those that need many positions, with more images."""
+    """So that the choices are run through, here and in test_random; some need more images, or smaller limits."""
     seen = {"forward_form": set(), "kernel_grad_form": set()}
     draw_names(seen)
     functions = {

@@ -116,7 +116,11 @@ def kernel_grad_form(g: ConvGeometry, batch: int, channels: int, features: int) 
     if min(c, o) >= 64 and _suits_winograd(g, batch, c, o):
         return "winograd", "3x3 at stride 1: 16 products where 36 are usual"
     if w.rank == 2 and set(w.strides) == {1} and c >= 2 * o:
-        return "mirrored", "few outputs: the same sum with input and delta exchanged has few inputs"
+        if batch * math.prod(w.output_shape) < FEW_POSITIONS:
+            return "mirrored", "few outputs: the same sum with input and delta exchanged has few inputs"
+        if w.taps <= LARGE_WINDOW and w.taps * o <= MORE_COLUMNS:
+            return "mirrored taps", "few outputs: views of all taps of delta, times the input"
+        return "mirrored rows", "few outputs: views of one row of taps of delta, times the input"
     if w.rank == 2 and _suits_taps(g, batch, c, o):
         return "taps", "few channels: views of all taps side by side, block by block: one product"
     if w.rank == 2 and _suits_rows(g, batch, c, o):
@@ -170,39 +174,49 @@ def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry, mapped: bool = 
     """Evaluate the kernel's gradient in the chosen form; below a vmap, of each example alone where faster."""
     w, groups = g.window, g.feature_group_count
     c = x.shape[-1] // groups
-    again = partial(kernel_grad, mapped=mapped)
+
+    def again(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
+        return kernel_grad(x, delta, g, mapped)
+
+    def alone(form: Callable[..., jax.Array], smallest: int = LARGE_EXAMPLE) -> Callable[..., jax.Array]:
+        if mapped and x.size >= smallest:
+            return lambda x, delta, g: one_by_one(partial(form, g=g), x, delta)
+        return form
+
+    def mirrored(form: Callable[..., jax.Array]) -> jax.Array:
+        exchanged = form(delta, x, g._replace(window=transposed(w)))
+        return _textbook.exchange_channels(_textbook.rot180(exchanged, w.rank), groups)
+
     name, _ = kernel_grad_form(g, x.shape[0], x.shape[-1], delta.shape[-1])
     if mapped and name == "textbook" and w.rank == groups == 1 and w.input_dilation == (1,) and w.taps <= MAX_TAPS:
         return _taps.taps_kernel_grad(x, delta, g)
     match name:
         case "mirrored":
-            mirrored = again(delta, x, g._replace(window=transposed(w)))
-            return _textbook.exchange_channels(_textbook.rot180(mirrored, w.rank), groups)
+            return mirrored(again)
+        case "mirrored taps":
+            return mirrored(alone(_taps.taps_kernel_grad))
+        case "mirrored rows":
+            return mirrored(alone(_taps.rows_kernel_grad))
         case "product":
             return _product.kernel_grad(x, delta, g._replace(window=_as_blocks(w)))
         case "multiply-add":
             return _multiply_add.kernel_grad(x, delta, g)
         case "grouped taps":
             return _taps.grouped_kernel_grad(x, delta, g, largest_divisor(groups, 16 // c))
+        case "winograd":
+            return alone(_winograd.kernel_grad)(x, delta, g)
+        case "taps":
+            return alone(_taps.taps_kernel_grad)(x, delta, g)
+        case "rows":
+            return alone(_taps.rows_kernel_grad)(x, delta, g)
         case "fold":
             blocks = cut(g, x.shape[0], w.window_shape[0] * x.shape[-1])
             if blocks.count == 1:
                 return _axes.fold_kernel_grad(x, delta, g, again)
             return sum_blocks(lambda x, d, g: _axes.fold_kernel_grad(x, d, g, again), x, delta, g, blocks)
-        case "winograd":
-            form, loop = _winograd.kernel_grad, x.size >= LARGE_EXAMPLE
-        case "rows":
-            form, loop = _taps.rows_kernel_grad, x.size >= LARGE_EXAMPLE
-        case "taps":
-            form, loop = _taps.taps_kernel_grad, x.size >= LARGE_EXAMPLE
         case "padded":
             x, delta, g = _padded(x, g, delta)
-            form, loop = _textbook.kernel_grad, True
-        case _:
-            form, loop = _textbook.kernel_grad, True
-    if mapped and loop:
-        return one_by_one(partial(form, g=g), x, delta)
-    return form(x, delta, g)
+    return alone(_textbook.kernel_grad, 0)(x, delta, g)
 
 
 def _apart(w: Window) -> bool:

@@ -11,6 +11,9 @@ from ._blocks import channel_block, cut, sum_blocks
 from ._memory import written
 from ._windows import first_axis_views, tap_views
 
+# For each output of a block, so that no product sums over so many positions that its rounding errors show.
+FEWEST_CELLS = 256
+
 
 def project_then_add(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
     """The input times all weights at once, then each tap's part shifted to its place: for few output channels."""
@@ -32,7 +35,7 @@ def taps_kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Arr
         views = jnp.concatenate(list(tap_views(x, g.window, 0)), axis=-1)
         return jnp.matmul(delta.reshape(-1, features).T, views.reshape(-1, views.shape[-1]), precision=g.precision)
 
-    blocks = cut(g, x.shape[0], g.window.taps * channels)
+    blocks = cut(g, x.shape[0], max(g.window.taps * channels, FEWEST_CELLS))
     return sum_blocks(product, x, delta, g, blocks).T.reshape(*g.window.window_shape, channels, features)
 
 
