@@ -63,16 +63,16 @@ def convolutions(draw):
     group_channels, group_features = (draw(st.sampled_from(few)) for few in ([1, 1, 2, 3, 4, 8, 18], [1, 2, 3, 16]))
     batch = draw(st.sampled_from([1, 2, 3, 2]))
     common = draw(st.integers(0, 9)) if rank == 2 else None
-    if common in (0, 1):
-        # The commonest layers of all: many channels and 3x3, few channels and 5x5.
-        many = common == 0
-        size, batch = (3, 8) if many else (5, 32)
-        sizes, groups = [n + (6 if many else 12) for n in sizes], 1
+    if common in (0, 1, 2):
+        # The commonest layers of all: many channels and 3x3, few inputs and 5x5, few outputs and 3x3.
+        size, batch = [(3, 8), (5, 32), (3, 16)][common]
+        sizes, groups = [n + (12 if common == 1 else 6) for n in sizes], 1
         window, spans, dilated = [size, size], [size, size], sizes
         strides, dilation, input_dilation = [1, 1], [1, 1], [1, 1]
-        group_channels, group_features = (
-            (draw(st.sampled_from([32, 64])),) * 2 if many else (3, draw(st.integers(3, 7)))
-        )
+        many = draw(st.sampled_from([32, 64]))
+        group_channels, group_features = [(many, many), (3, draw(st.integers(3, 7))), (18, draw(st.integers(1, 3)))][
+            common
+        ]
     arguments = dict(
         strides=tuple(strides),
         padding=draw(paddings(dilated, spans, strides, words=input_dilation == [1] * rank)),
