@@ -30,6 +30,7 @@ FEWEST_TILES = 128  # of a whole batch, to share Winograd's weights
 MOST_WEIGHTS = 1 << 17  # channels times features, to be transformed for Winograd
 MOST_PARTS = 1 << 17  # numbers: an image's outputs, each tap's by itself, of which some images fit the cache
 FEW_PRODUCTS = 64  # channels times features, for which every tap's part is a product of its own
+FEW_VIEWS = 16  # taps side by side, that are worth their compile time
 SMALL_WINDOW = 7  # taps
 FEW_COLUMNS = 72  # taps times channels, side by side in one product
 MORE_COLUMNS = 300  # the same for a small window
@@ -118,7 +119,7 @@ def kernel_grad_form(g: ConvGeometry, batch: int, channels: int, features: int) 
     if w.rank == 2 and set(w.strides) == {1} and c >= 2 * o:
         if batch * math.prod(w.output_shape) < FEW_POSITIONS:
             return "mirrored", "few outputs: the same sum with input and delta exchanged has few inputs"
-        if w.taps <= LARGE_WINDOW and w.taps * o <= MORE_COLUMNS:
+        if w.taps <= FEW_VIEWS and w.taps * o <= MORE_COLUMNS:
             return "mirrored taps", "few outputs: views of all taps of delta, times the input"
         return "mirrored rows", "few outputs: views of one row of taps of delta, times the input"
     if w.rank == 2 and _suits_taps(g, batch, c, o):
@@ -210,10 +211,12 @@ def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry, mapped: bool = 
         case "rows":
             return alone(_taps.rows_kernel_grad)(x, delta, g)
         case "fold":
-            blocks = cut(g, x.shape[0], w.window_shape[0] * x.shape[-1])
+            # The compiler's own sum over all positions would be less exact than what it does in more dimensions.
+            flat = alone(_taps.taps_kernel_grad) if w.rank == 3 and w.taps * c <= 2 * FEW_COLUMNS else again
+            blocks = cut(g, x.shape[0], w.window_shape[0] * c)
             if blocks.count == 1:
-                return _axes.fold_kernel_grad(x, delta, g, again)
-            return sum_blocks(lambda x, d, g: _axes.fold_kernel_grad(x, d, g, again), x, delta, g, blocks)
+                return _axes.fold_kernel_grad(x, delta, g, flat)
+            return sum_blocks(lambda x, d, g: _axes.fold_kernel_grad(x, d, g, flat), x, delta, g, blocks)
         case "padded":
             x, delta, g = _padded(x, g, delta)
     return alone(_textbook.kernel_grad, 0)(x, delta, g)
