@@ -110,13 +110,13 @@ def kernel_grad_form(g: ConvGeometry, batch: int, channels: int, features: int) 
         return "textbook", "no window"
     if groups > 1 and c == 1 and o <= 4 and _suits_multiply_add(w, c):
         return "multiply-add", "depthwise: products summed over the batch, one reduction for all taps"
-    if w.taps > MAX_TAPS:
-        return "textbook", "a large window"
-    if groups > 1:
+    if groups > 1 and w.taps <= MAX_TAPS:
         return "grouped taps", "grouped convolutions run as if dense"
+    if groups > 1:
+        return "textbook", "a large window"
     if min(c, o) >= 64 and _suits_winograd(g, batch, c, o):
         return "winograd", "3x3 at stride 1: 16 products where 36 are usual"
-    if w.rank == 2 and set(w.strides) == {1} and c >= 2 * o:
+    if w.rank == 2 and set(w.strides) == {1} and c >= 2 * o and sum(w.window_shape) <= MAX_TAPS:
         if batch * math.prod(w.output_shape) < FEW_POSITIONS:
             return "mirrored", "few outputs: the same sum with input and delta exchanged has few inputs"
         if w.taps <= FEW_VIEWS and w.taps * o <= MORE_COLUMNS:
@@ -124,7 +124,7 @@ def kernel_grad_form(g: ConvGeometry, batch: int, channels: int, features: int) 
         return "mirrored rows", "few outputs: views of one row of taps of delta, times the input"
     if w.rank == 2 and _suits_taps(g, batch, c, o):
         return "taps", "few channels: views of all taps side by side, block by block: one product"
-    if w.rank == 2 and _suits_rows(g, batch, c, o):
+    if w.rank == 2 and w.taps <= MAX_TAPS and _suits_rows(g, batch, c, o):
         return "rows", "views of one row of taps side by side, block by block: a product for each row"
     if math.prod(w.output_shape) > math.prod(w.input_shape):
         return "padded", "the compiler exchanges a delta and a smaller input, and loses its fast convolution"
