@@ -70,9 +70,9 @@ def _pool(op: str, network: str, x: Shape, window: Shape, strides: int = 1, padd
 CASES: tuple[Case, ...] = (
     _conv("lenet", "dense", (64, 28, 28, 1), (5, 5, 1, 6), bias=True),
     _conv("lenet", "dense", (64, 14, 14, 6), (5, 5, 6, 16), bias=True, padding="VALID"),
+    _conv("lenet", "dense", (64, 5, 5, 16), (5, 5, 16, 120), bias=True, padding="VALID"),
     _conv("lenet", "dense", (1, 28, 28, 1), (5, 5, 1, 6), bias=True),
     _conv("vgg", "dense", (2, 224, 224, 3), (3, 3, 3, 64), bias=True),
-    _conv("lenet", "dense", (64, 5, 5, 16), (5, 5, 16, 120), bias=True, padding="VALID"),
     _conv("vgg", "dense", (8, 56, 56, 64), (3, 3, 64, 64), bias=True),
     _conv("vgg", "dense", (1, 56, 56, 128), (3, 3, 128, 128), bias=True),
     _conv("resnet stem", "dense", (8, 224, 224, 3), (7, 7, 3, 64), 2, padding=3),

@@ -160,7 +160,7 @@ def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
         case "winograd":
             return _winograd.forward(x, kernel, g)
         case "padded":
-            return _textbook.forward(*_padded(x, g, kernel))
+            x, g = _padded(x, g)
     return _textbook.forward(x, kernel, g)
 
 
@@ -218,7 +218,7 @@ def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry, mapped: bool = 
                 return _axes.fold_kernel_grad(x, delta, g, flat)
             return sum_blocks(lambda x, d, g: _axes.fold_kernel_grad(x, d, g, flat), x, delta, g, blocks)
         case "padded":
-            x, delta, g = _padded(x, g, delta)
+            x, g = _padded(x, g)
     return alone(_textbook.kernel_grad, 0)(x, delta, g)
 
 
@@ -294,11 +294,11 @@ def _suits_rows(g: ConvGeometry, batch: int, channels: int, features: int) -> bo
     return positions >= 2 * FEW_POSITIONS and (fewest >= 3 * FEW_FEATURES or features < 2 * FEW_FEATURES)
 
 
-def _padded(x: jax.Array, g: ConvGeometry, other: jax.Array) -> tuple[jax.Array, jax.Array, ConvGeometry]:
-    """A map's operands with the padding written into x: no smaller than the window or delta that slides over it."""
+def _padded(x: jax.Array, g: ConvGeometry) -> tuple[jax.Array, ConvGeometry]:
+    """The input with its padding written out, no smaller than the window or delta that slides over it; what is left."""
     w = g.window
     x = written(pad_axes(x, range(1, w.rank + 1), read_padding(w), 0))
-    return x, other, g._replace(window=w._replace(input_shape=x.shape[1:-1], padding=((0, 0),) * w.rank))
+    return x, g._replace(window=w._replace(input_shape=x.shape[1:-1], padding=((0, 0),) * w.rank))
 
 
 def _in_blocks(form: Callable[..., jax.Array], x: jax.Array, g: ConvGeometry, cells: int) -> jax.Array:

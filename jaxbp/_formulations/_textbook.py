@@ -45,7 +45,7 @@ def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
     w = g.window
     spatial = range(1, w.rank + 1)
     x, padding, input_dilation = _cropped_first(x, read_padding(w), w.input_dilation, spatial)
-    kernel_grad = lax.conv_general_dilated(
+    sums = lax.conv_general_dilated(
         x.transpose(w.rank + 1, *spatial, 0),
         delta.transpose(*spatial, 0, w.rank + 1),
         window_strides=w.dilation,
@@ -56,7 +56,7 @@ def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
         batch_group_count=g.feature_group_count,
         precision=g.precision,
     )
-    return kernel_grad.transpose(*spatial, 0, w.rank + 1)
+    return sums.transpose(*spatial, 0, w.rank + 1)
 
 
 def rot180(kernel: jax.Array, rank: int) -> jax.Array:

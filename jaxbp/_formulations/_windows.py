@@ -1,7 +1,8 @@
 """Sums and maxima over windows. No scatter. The way back is in `_upsample.py`.
 
-Arrays are (*batch, *spatial, C). A tap is a cell of the window; taps are counted in row-major order. Every form reads
-one strided view of the padded input per tap: of all taps at once, or of those along one axis after the other.
+Arrays are (*batch, *spatial, C). A tap is a cell of the window; taps are counted in row-major order. Forms read one
+strided view of the padded input per tap: of all taps at once, or of those along one axis after the other; short sums in
+one dimension are the compiler's own loop.
 """
 
 import functools
