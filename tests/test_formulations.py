@@ -29,8 +29,11 @@ from jaxbp._formulations import (
     _bands,
     _blocks,
     _choice,
+    _evaluation,
     _multiply_add,
+    _phases,
     _product,
+    _side_by_side,
     _subpixel,
     _taps,
     _textbook,
@@ -88,12 +91,19 @@ def more_axes(case: Conv) -> Conv:
     return one_group(case)
 
 
-def three_by_three(case: Conv) -> Conv:
-    """Two axes, 3x3 at stride 1, one group, no zeros."""
-    assume(len(case.kernel) == 4)
+def threes(case: Conv) -> Conv:
+    """One axis or two, windows of 3 at stride 1, one group, no zeros."""
+    rank = len(case.kernel) - 2
+    assume(rank in (1, 2))
     case = one_group(case)
-    kernel = (3, 3, *case.kernel[2:])
+    kernel = (*(3,) * rank, *case.kernel[-2:])
     return case._replace(kernel=kernel, arguments=case.arguments | dict(strides=1, kernel_dilation=1))
+
+
+def taps_apart(case: Conv) -> Conv:
+    """One group, stride 1; taps lie apart along some axes."""
+    case = one_group(case)
+    return case._replace(arguments=case.arguments | dict(strides=1))
 
 
 class Form(NamedTuple):
@@ -115,7 +125,7 @@ FORMS = [
     Form(_multiply_add.forward, "forward", without_zeros),
     Form(_multiply_add.kernel_grad, "kernel", without_zeros),
     Form(_taps.project_then_add, "forward", one_group),
-    Form(_choice._project_then_add, "forward", one_group),
+    Form(_evaluation._project_then_add, "forward", one_group),
     Form(_taps.taps_kernel_grad, "kernel", one_group),
     Form(_taps.rows_kernel_grad, "kernel", one_group),
     Form(_taps.grouped_kernel_grad, "kernel", without_zeros, lambda x, d, g: _taps.grouped_kernel_grad(x, d, g, 1)),
@@ -125,8 +135,13 @@ FORMS = [
         without_zeros,
         lambda x, d, g: _taps.grouped_kernel_grad(x, d, g, g.feature_group_count),
     ),
-    Form(_winograd.forward, "forward", three_by_three),
-    Form(_winograd.kernel_grad, "kernel", three_by_three),
+    Form(_winograd.forward, "forward", threes),
+    Form(_winograd.kernel_grad, "kernel", threes),
+    Form(_phases.forward, "forward", taps_apart, lambda x, k, g: _phases.forward(x, k, g, _textbook.forward)),
+    Form(
+        _phases.kernel_grad, "kernel", taps_apart, lambda x, d, g: _phases.kernel_grad(x, d, g, _textbook.kernel_grad)
+    ),
+    Form(_side_by_side.forward, "forward", more_axes),
     Form(_bands.forward, "forward", one_group),
     Form(
         _subpixel.forward,
@@ -141,23 +156,23 @@ FORMS = [
         more_axes,
         lambda x, d, g: _axes.fold_kernel_grad(x, d, g, _textbook.kernel_grad),
     ),
-    Form(_choice._group_by_group, "forward", anything),
-    Form(_choice._image_by_image, "forward", anything),
-    Form(_choice.forward, "forward", anything),
-    Form(_choice.input_grad, "input", anything),
-    Form(_choice.kernel_grad, "kernel", anything),
+    Form(_evaluation._group_by_group, "forward", anything),
+    Form(_evaluation._image_by_image, "forward", anything),
+    Form(_evaluation.forward, "forward", anything),
+    Form(_evaluation.input_grad, "input", anything),
+    Form(_evaluation.kernel_grad, "kernel", anything),
 ]
 
 
 # The forms that work block by block.
 CUT = (
-    _choice._project_then_add,
+    _evaluation._project_then_add,
     _taps.taps_kernel_grad,
     _taps.rows_kernel_grad,
     _winograd.forward,
     _winograd.kernel_grad,
     _subpixel.forward,
-    _choice._image_by_image,
+    _evaluation._image_by_image,
 )
 
 
@@ -251,10 +266,12 @@ def test_textbook_where_the_compiler_would_read_outside(form, name):
 def test_every_form_is_tested():
     """The public functions of all modules that hold forms."""
     helpers = {
-        "_choice": {"forward_form", "input_grad_form", "kernel_grad_form"},
+        "_choice": {"forward_form", "input_grad_form", "kernel_grad_form", "apart", "as_blocks"},
         "_textbook": {"rot180", "exchange_channels"},
         "_blocks": {"channel_block", "cut", "largest_divisor", "map_blocks", "map_images", "sum_blocks"},
-        "_winograd": {"blocks"},
+        "_winograd": {"blocks", "tile_counts"},
+        "_phases": {"phases"},
+        "_side_by_side": {"images_in_a_row", "tasks"},
     }
     tested = {name_of(form) for form in FORMS}
     for module in pkgutil.iter_modules(_formulations.__path__):
@@ -277,13 +294,16 @@ def strings(node, kind):
     }
 
 
+def functions_of(module):
+    """A module's functions, as they are written."""
+    return {n.name: n for n in ast.parse(Path(module.__file__).read_text()).body if isinstance(n, ast.FunctionDef)}
+
+
 @pytest.mark.parametrize(("choice", "evaluation"), [("forward_form", "forward"), ("kernel_grad_form", "kernel_grad")])
 def test_every_name_that_is_chosen_is_evaluated(choice, evaluation):
     """A misspelt name would quietly be the textbook form."""
-    functions = {
-        n.name: n for n in ast.parse(Path(_choice.__file__).read_text()).body if isinstance(n, ast.FunctionDef)
-    }
-    assert strings(functions[choice], "returned") - {"textbook"} == strings(functions[evaluation], "evaluated")
+    returned, evaluated = functions_of(_choice)[choice], functions_of(_evaluation)[evaluation]
+    assert strings(returned, "returned") - {"textbook"} == strings(evaluated, "evaluated")
 
 
 @settings(max_examples=600)
@@ -302,6 +322,7 @@ def draw_names(seen, data):
     with pytest.MonkeyPatch.context() as patch:
         # What is too large for the cache is too large for a test.
         patch.setattr(_choice, "MOST_OUTPUTS", data.draw(st.sampled_from([_choice.MOST_OUTPUTS, 64])))
+        patch.setattr(_choice, "NARROW_ON_ONE_THREAD", True)
         patch.setattr(_choice, "MORE_COLUMNS", data.draw(st.sampled_from([_choice.MORE_COLUMNS, 8])))
         for choice in ("forward_form", "input_grad_form", "kernel_grad_form"):
             seen[choice.replace("input_grad", "forward")].add(getattr(_choice, choice)(g, *sizes)[0])
@@ -311,11 +332,8 @@ def test_random_geometries_reach_every_choice():
     """So that the choices are run through, here and in test_random; some need more images, or smaller limits."""
     seen = {"forward_form": set(), "kernel_grad_form": set()}
     draw_names(seen)
-    functions = {
-        n.name: n for n in ast.parse(Path(_choice.__file__).read_text()).body if isinstance(n, ast.FunctionDef)
-    }
     for choice, names in seen.items():
-        assert names == strings(functions[choice], "returned") | ({"textbook"} & names), choice
+        assert names == strings(functions_of(_choice)[choice], "returned") | ({"textbook"} & names), choice
 
 
 EXAMPLES = {

@@ -67,8 +67,10 @@ def convolutions(draw):
         # The commonest layers of all: many channels and 3x3, few inputs and 5x5, few outputs and 3x3.
         size, batch = [(3, 8), (5, 32), (3, 16)][common]
         sizes, groups = [n + (12 if common == 1 else 6) for n in sizes], 1
-        window, spans, dilated = [size, size], [size, size], sizes
-        strides, dilation, input_dilation = [1, 1], [1, 1], [1, 1]
+        window, dilated, input_dilation = [size, size], sizes, [1, 1]
+        apart = draw(st.sampled_from([([1, 1], [1, 1]), ([1, 1], [1, 2]), ([1, 1], [2, 2]), ([1, 2], [1, 1])]))
+        strides, dilation = apart if common == 0 else ([1, 1], [1, 1])
+        spans = [(size - 1) * d + 1 for d in dilation]
         many = draw(st.sampled_from([32, 64]))
         group_channels, group_features = [(many, many), (3, draw(st.integers(3, 7))), (18, draw(st.integers(1, 3)))][
             common

@@ -15,7 +15,7 @@ from jax import lax
 from .._arguments import sum_dtype, wider
 from .._batching import is_mapped_here
 from .._geometry import ConvGeometry, Window
-from . import _choice, _textbook, _upsample, _windows
+from . import _choice, _evaluation, _textbook, _upsample, _windows
 from ._textbook import rot180 as rot180
 
 
@@ -26,7 +26,7 @@ def conv_forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
     if 0 in (*x.shape, *kernel.shape, *g.window.output_shape):
         return jnp.zeros((x.shape[0], *g.window.output_shape, kernel.shape[-1]), dtype)
     form, _ = _choice.forward_form(g, x.shape[0], x.shape[-1], kernel.shape[-1])
-    return _evaluate(form, _textbook.forward, _choice.forward, x, kernel, g).astype(dtype)
+    return _evaluate(form, _textbook.forward, _evaluation.forward, x, kernel, g).astype(dtype)
 
 
 @partial(jax.jit, static_argnums=2, inline=True)
@@ -39,7 +39,7 @@ def conv_input_grad(delta: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax
         return jnp.zeros(shape, kernel.dtype)
     wide = wider(delta.dtype, kernel.dtype)
     form, _ = _choice.input_grad_form(g, delta.shape[0], channels, features)
-    dx = _evaluate(form, _textbook.input_grad, _choice.input_grad, delta.astype(wide), kernel.astype(wide), g)
+    dx = _evaluate(form, _textbook.input_grad, _evaluation.input_grad, delta.astype(wide), kernel.astype(wide), g)
     return dx.astype(kernel.dtype)
 
 
@@ -56,7 +56,7 @@ def _kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry, mapped: bool) 
         return jnp.zeros(shape, x.dtype)
     wide = sum_dtype(wider(x.dtype, delta.dtype))
     form = "one by one" if mapped else _choice.kernel_grad_form(g, x.shape[0], x.shape[-1], delta.shape[-1])[0]
-    chosen = partial(_choice.kernel_grad, mapped=mapped)
+    chosen = partial(_evaluation.kernel_grad, mapped=mapped)
     dkernel = _evaluate(form, _textbook.kernel_grad, chosen, x.astype(wide), delta.astype(wide), g)
     return dkernel.astype(x.dtype)
 

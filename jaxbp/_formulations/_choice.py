@@ -5,19 +5,15 @@ convolutions, which their libraries run well. Each function returns the form's n
 """
 
 import math
-from collections.abc import Callable
-from functools import partial
 
-import jax
-import jax.numpy as jnp
+import jaxlib
 
-from .._batching import one_by_one
-from .._geometry import ConvGeometry, Window, is_static, read_padding, transposed
-from . import _axes, _bands, _multiply_add, _product, _subpixel, _taps, _textbook, _winograd
-from ._blocks import channel_block, cut, largest_divisor, map_blocks, map_images, sum_blocks
-from ._memory import written
-from ._windows import Choice, pad_axes
+from .._geometry import ConvGeometry, Window, is_static, transposed
+from . import _phases, _side_by_side, _winograd
+from ._windows import Choice
 
+# Later compilers divide narrow convolutions among threads by themselves.
+NARROW_ON_ONE_THREAD = jaxlib.version.__version_info__ < (0, 11)
 # Where the measurements change sides.
 MAX_TAPS = 64  # that are written out one by one
 MULTIPLY_ADD_TERMS = 40  # taps times channels of a group
@@ -36,6 +32,7 @@ FEW_COLUMNS = 72  # taps times channels, side by side in one product
 MORE_COLUMNS = 300  # the same for a small window
 FEW_FEATURES = 16
 FEW_IMAGES = 4  # of a batch
+MULTIPLICATIONS = 100  # for each number that is copied
 FEW_POSITIONS = 1 << 9  # of a whole batch
 MANY_POSITIONS = 1 << 12
 LARGE_EXAMPLE = 1 << 13  # numbers of an input, whose kernel gradient under vmap is faster by itself
@@ -48,9 +45,9 @@ def forward_form(g: ConvGeometry, batch: int, channels: int, features: int) -> C
     c = channels // groups
     if not is_static((batch, *w.input_shape, *w.output_shape)):
         return "textbook", "sizes are symbolic"
-    if groups == 1 and _apart(_as_blocks(w)):
+    if groups == 1 and apart(as_blocks(w)):
         return "product", "windows do not overlap: one matrix product"
-    if groups == 1 and _apart(_as_blocks(transposed(w))):
+    if groups == 1 and apart(as_blocks(transposed(w))):
         return "transposed product", "windows do not overlap: one matrix product, put in place"
     if any(d > 1 for d in w.input_dilation):
         wide_steps = any(s > 1 for s, d in zip(w.strides, w.input_dilation, strict=True) if d > 1)
@@ -78,16 +75,21 @@ def forward_form(g: ConvGeometry, batch: int, channels: int, features: int) -> C
         return "project then add", "few outputs: one matrix product, then shifted sums"
     if groups == 1 and w.rank > 2 and w.window_shape[0] <= MAX_TAPS:
         return "fold", "no fast convolution beyond two dimensions: the first axis becomes channels and images"
-    if channels * features <= MOST_WEIGHTS and _suits_winograd(g, batch, channels, features):
-        return "winograd", "3x3 at stride 1: 16 products where 36 are usual"
+    if channels * features <= MOST_WEIGHTS:
+        if _suits_winograd(g, batch, channels, features):
+            return "winograd", "windows of 3 at stride 1: 4 products for 6 along each axis"
+        if _in_phases(g) and _suits_winograd(_phases.phases(g), batch * math.prod(w.dilation), channels, features):
+            return "phases", "taps that lie apart are neighbours in every phase: 4 products for 6 along each axis"
     if math.prod(w.window_shape) > math.prod(w.input_shape):
         return "padded", "the compiler exchanges a window and a smaller input, and loses its fast convolution"
+    if NARROW_ON_ONE_THREAD and _suits_side_by_side(g, batch, channels, features):
+        return "side by side", "narrow images: the compiler leaves them to one thread"
     return "textbook", "a dense convolution is what the compiler does best"
 
 
 def input_grad_form(g: ConvGeometry, batch: int, channels: int, features: int) -> Choice:
     """The form of the input's gradient: of the forward sum that takes delta back."""
-    return forward_form(g._replace(window=transposed(_as_blocks(g.window))), batch, features, channels)
+    return forward_form(g._replace(window=transposed(as_blocks(g.window))), batch, features, channels)
 
 
 def kernel_grad_form(g: ConvGeometry, batch: int, channels: int, features: int) -> Choice:
@@ -100,9 +102,9 @@ def kernel_grad_form(g: ConvGeometry, batch: int, channels: int, features: int) 
         if all(s == 1 for s in w.strides):
             return "mirrored", "the same sum with input and delta exchanged has strides in place of zeros"
         return "textbook", "strides and input dilation together"
-    if groups == 1 and _apart(_as_blocks(w)):
+    if groups == 1 and apart(as_blocks(w)):
         return "product", "windows do not overlap: one matrix product"
-    if groups == 1 and _apart(_as_blocks(transposed(w))):
+    if groups == 1 and apart(as_blocks(transposed(w))):
         return "mirrored", "the same sum with input and delta exchanged: windows do not overlap"
     if groups == 1 and w.rank > 2 and w.window_shape[0] <= MAX_TAPS:
         return "fold", "no fast convolution beyond two dimensions: the first axis becomes channels and images"
@@ -114,8 +116,11 @@ def kernel_grad_form(g: ConvGeometry, batch: int, channels: int, features: int) 
         return "grouped taps", "grouped convolutions run as if dense"
     if groups > 1:
         return "textbook", "a large window"
-    if min(c, o) >= 64 and _suits_winograd(g, batch, c, o):
-        return "winograd", "3x3 at stride 1: 16 products where 36 are usual"
+    if min(c, o) >= 64:
+        if _suits_winograd(g, batch, c, o):
+            return "winograd", "windows of 3 at stride 1: 4 products for 6 along each axis"
+        if _in_phases(g) and _suits_winograd(_phases.phases(g), batch * math.prod(w.dilation), c, o):
+            return "phases", "taps that lie apart are neighbours in every phase: 4 products for 6 along each axis"
     if w.rank == 2 and set(w.strides) == {1} and c >= 2 * o and sum(w.window_shape) <= MAX_TAPS:
         if batch * math.prod(w.output_shape) < FEW_POSITIONS:
             return "mirrored", "few outputs: the same sum with input and delta exchanged has few inputs"
@@ -131,109 +136,18 @@ def kernel_grad_form(g: ConvGeometry, batch: int, channels: int, features: int) 
     return "textbook", "a dense convolution is what the compiler does best"
 
 
-def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
-    """Evaluate the forward sum in the chosen form."""
-    w, groups = g.window, g.feature_group_count
-    name, _ = forward_form(g, x.shape[0], x.shape[-1], kernel.shape[-1])
-    match name:
-        case "product":
-            return _product.forward(x, kernel, g._replace(window=_as_blocks(w)))
-        case "transposed product":
-            back = _textbook.exchange_channels(_textbook.rot180(kernel, w.rank), groups)
-            return _product.transposed(x, back, g._replace(window=_as_blocks(transposed(w))))
-        case "sub-pixel":
-            return _subpixel.forward(x, kernel, g, forward)
-        case "image by image":
-            return _image_by_image(x, kernel, g)
-        case "multiply-add":
-            return _multiply_add.forward(x, kernel, g)
-        case "bands":
-            cells = w.window_shape[0] * w.input_shape[1] * x.shape[-1] // w.output_shape[1]
-            return _in_blocks(lambda x, g: _bands.forward(x, kernel, g), x, g, cells)
-        case "group by group":
-            return _group_by_group(x, kernel, g)
-        case "project then add":
-            return _project_then_add(x, kernel, g)
-        case "fold":
-            cells = w.window_shape[0] * x.shape[-1]
-            return _in_blocks(lambda x, g: _axes.fold_forward(x, kernel, g, forward), x, g, cells)
-        case "winograd":
-            return _winograd.forward(x, kernel, g)
-        case "padded":
-            x, g = _padded(x, g)
-    return _textbook.forward(x, kernel, g)
-
-
-def input_grad(delta: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
-    """Evaluate the input's gradient: the forward sum of delta and the rotated kernel."""
-    rotated = _textbook.exchange_channels(_textbook.rot180(kernel, g.window.rank), g.feature_group_count)
-    back = transposed(_as_blocks(g.window))
-    return forward(delta, rotated, g._replace(window=back, preferred_element_type=None))
-
-
-def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry, mapped: bool = False) -> jax.Array:
-    """Evaluate the kernel's gradient in the chosen form; below a vmap, of each example alone where faster."""
-    w, groups = g.window, g.feature_group_count
-    c = x.shape[-1] // groups
-
-    def again(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
-        return kernel_grad(x, delta, g, mapped)
-
-    def alone(form: Callable[..., jax.Array], smallest: int = LARGE_EXAMPLE) -> Callable[..., jax.Array]:
-        if mapped and x.size >= smallest:
-            return lambda x, delta, g: one_by_one(partial(form, g=g), x, delta)
-        return form
-
-    def mirrored(form: Callable[..., jax.Array]) -> jax.Array:
-        exchanged = form(delta, x, g._replace(window=transposed(w)))
-        return _textbook.exchange_channels(_textbook.rot180(exchanged, w.rank), groups)
-
-    name, _ = kernel_grad_form(g, x.shape[0], x.shape[-1], delta.shape[-1])
-    if mapped and name == "textbook" and w.rank == groups == 1 and w.input_dilation == (1,) and w.taps <= MAX_TAPS:
-        return _taps.taps_kernel_grad(x, delta, g)
-    match name:
-        case "mirrored":
-            return mirrored(again)
-        case "mirrored taps":
-            return mirrored(alone(_taps.taps_kernel_grad))
-        case "mirrored rows":
-            return mirrored(alone(_taps.rows_kernel_grad))
-        case "product":
-            return _product.kernel_grad(x, delta, g._replace(window=_as_blocks(w)))
-        case "multiply-add":
-            return _multiply_add.kernel_grad(x, delta, g)
-        case "grouped taps":
-            return _taps.grouped_kernel_grad(x, delta, g, largest_divisor(groups, 16 // c))
-        case "winograd":
-            return alone(_winograd.kernel_grad)(x, delta, g)
-        case "taps":
-            return alone(_taps.taps_kernel_grad)(x, delta, g)
-        case "rows":
-            return alone(_taps.rows_kernel_grad)(x, delta, g)
-        case "fold":
-            # The compiler's own sum over all positions would be less exact than what it does in more dimensions.
-            flat = alone(_taps.taps_kernel_grad) if w.rank == 3 and w.taps * c <= 2 * FEW_COLUMNS else again
-            blocks = cut(g, x.shape[0], w.window_shape[0] * c)
-            if blocks.count == 1:
-                return _axes.fold_kernel_grad(x, delta, g, flat)
-            return sum_blocks(lambda x, d, g: _axes.fold_kernel_grad(x, d, g, flat), x, delta, g, blocks)
-        case "padded":
-            x, g = _padded(x, g)
-    return alone(_textbook.kernel_grad, 0)(x, delta, g)
-
-
-def _apart(w: Window) -> bool:
+def apart(w: Window) -> bool:
     """Whether every cell lies in one window at most, and windows are blocks or single cells."""
     if any(d > 1 for d in w.input_dilation):
         return False
     return w.taps == 1 or (w.window_shape == w.strides and set(w.dilation) <= {1})
 
 
-def _as_blocks(w: Window) -> Window:
+def as_blocks(w: Window) -> Window:
     """The same windows with other strides, where that makes them blocks: one alone along an axis takes no step."""
     steps = zip(w.window_shape, w.strides, w.output_shape, strict=True)
     blocks = w._replace(strides=tuple(k if out == 1 else s for k, s, out in steps))
-    return blocks if _apart(blocks) else w
+    return blocks if apart(blocks) else w
 
 
 def _suits_multiply_add(w: Window, channels: int) -> bool:
@@ -263,11 +177,34 @@ def _suits_bands(g: ConvGeometry, batch: int, channels: int, features: int) -> b
 def _suits_winograd(g: ConvGeometry, batch: int, channels: int, features: int) -> bool:
     """Whether there are channels enough to sum over, tiles enough to share the weights, and an image fits the cache."""
     w = g.window
-    if w.window_shape != (3, 3) or {*w.strides, *w.dilation, g.feature_group_count} != {1} or g.precision is not None:
+    fewest = 128 if w.rank == 1 else 32
+    if w.rank not in (1, 2) or {*w.window_shape} != {3} or {*w.strides, *w.dilation, g.feature_group_count} != {1}:
         return False
-    tiles = math.prod(-(-out // _winograd.OUTPUTS) for out in w.output_shape)
-    fits = _winograd.blocks(g, batch, channels, features).bands == 1
-    return min(channels, features) >= 32 and tiles > 4 and batch * tiles >= FEWEST_TILES and fits
+    if g.precision is not None or min(channels, features) < fewest:
+        return False
+    tiles = math.prod(_winograd.tile_counts(g))
+    products, usual = tiles * _winograd.INPUTS**w.rank, math.prod(w.output_shape) * w.taps
+    saves = 2 * usual >= 3 * products
+    return saves and batch * tiles >= FEWEST_TILES and _winograd.blocks(g, batch, channels, features).bands == 1
+
+
+def _suits_side_by_side(g: ConvGeometry, batch: int, channels: int, features: int) -> bool:
+    """Whether narrow images make several tasks together, and so much work that two copies are little of it."""
+    w = g.window
+    if w.rank != 2 or {*w.input_dilation, g.feature_group_count} != {1}:
+        return False
+    copied = math.prod(w.strides) * channels + features
+    if MULTIPLICATIONS * copied > w.taps * channels * features:
+        return False
+    images = _side_by_side.images_in_a_row(g, batch, channels, features)
+    one, row = (_side_by_side.tasks(g, count, channels, features) for count in (1, images))
+    return one < 1 and row > 4 / 3
+
+
+def _in_phases(g: ConvGeometry) -> bool:
+    """Whether taps that lie apart are neighbours in each phase."""
+    w = g.window
+    return any(d > 1 for d in w.dilation) and {*w.strides, *w.input_dilation, g.feature_group_count} == {1}
 
 
 def _suits_taps(g: ConvGeometry, batch: int, channels: int, features: int) -> bool:
@@ -292,44 +229,3 @@ def _suits_rows(g: ConvGeometry, batch: int, channels: int, features: int) -> bo
     if set(w.strides) != {1} or fewest >= 6 * FEW_FEATURES:
         return True
     return positions >= 2 * FEW_POSITIONS and (fewest >= 3 * FEW_FEATURES or features < 2 * FEW_FEATURES)
-
-
-def _padded(x: jax.Array, g: ConvGeometry) -> tuple[jax.Array, ConvGeometry]:
-    """The input with its padding written out, no smaller than the window or delta that slides over it; what is left."""
-    w = g.window
-    x = written(pad_axes(x, range(1, w.rank + 1), read_padding(w), 0))
-    return x, g._replace(window=w._replace(input_shape=x.shape[1:-1], padding=((0, 0),) * w.rank))
-
-
-def _in_blocks(form: Callable[..., jax.Array], x: jax.Array, g: ConvGeometry, cells: int) -> jax.Array:
-    """The form on all of the input where its temporaries fit, `cells` numbers for each output; else block by block."""
-    blocks = cut(g, x.shape[0], cells)
-    return form(x, g) if blocks.count == 1 else map_blocks(form, x, g, blocks)
-
-
-def _project_then_add(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
-    """Some images at a time, whose padding is left to the parts, fewer than the input; large images in bands."""
-    cells = g.window.taps * kernel.shape[-1]
-    image = cells * math.prod(g.window.output_shape)
-    if image > MOST_OUTPUTS * 2:
-        return _in_blocks(lambda x, g: _taps.project_then_add(x, kernel, g), x, g, cells)
-    return map_images(lambda x: _taps.project_then_add(x, kernel, g), x, image, times=2)
-
-
-def _image_by_image(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
-    """The textbook form of one image, or of some, after the other."""
-    cells = math.prod(g.window.output_shape) * kernel.shape[-1]
-    return map_images(lambda x: _textbook.forward(x, kernel, g), x, cells)
-
-
-def _group_by_group(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
-    """One dense convolution for each group, in a loop."""
-    groups, features = g.feature_group_count, kernel.shape[-1]
-    alone = g._replace(feature_group_count=1)
-
-    def add_group(i: jax.Array, z: jax.Array) -> jax.Array:
-        group = _textbook.forward(channel_block(x, i, groups), channel_block(kernel, i, groups), alone)
-        return jax.lax.dynamic_update_slice_in_dim(z, group, i * (features // groups), axis=z.ndim - 1)
-
-    z = jnp.zeros_like(x, shape=(x.shape[0], *g.window.output_shape, features))
-    return jax.lax.fori_loop(0, groups, add_group, z)

@@ -1,4 +1,4 @@
-"""Winograd's minimal filtering, F(2x2, 3x3): 3x3 windows at stride 1 with 16 products where 36 are usual.
+"""Winograd's minimal filtering, F(2, 3) along each axis: windows of three at stride 1 with 4 products for 6.
 
 Along one axis two neighbouring outputs of a window of three weights share four inputs d, and
 
@@ -6,11 +6,15 @@ Along one axis two neighbouring outputs of a window of three weights share four 
     y1 = m2 - (m3 + m1)      m1 = (d1 - d3) w2      m3 = (d2 - d1) (w0 - w1 + w2) / 2
 
 What stands below each other is one expression over both, with a sign: half as many for the compiler.
-Along both axes: tiles of 2x2 outputs from 4x4 inputs. The sum over the channels turns each of the 16 products into a
-matrix product over all tiles. The factors are halves and signs, so that errors stay within a small factor of the
-direct sum's; larger tiles save more products and lose digits. The kernel's gradient takes the same steps backward.
+Along two axes: tiles of 2x2 outputs from 4x4 inputs, 16 products for 36. The sum over the channels turns each of them
+into a matrix product over all tiles. The factors are halves and signs, so that errors stay within a small factor of the
+direct sum's, and small whole numbers stay exact; larger tiles save more products and lose both. The kernel's gradient
+takes the same steps backward.
 Source: Lavin and Gray, "Fast algorithms for convolutional neural networks", 2015.
 """
+
+import math
+from functools import reduce
 
 import jax
 import jax.numpy as jnp
@@ -28,69 +32,79 @@ OUTPUTS, INPUTS = 2, 4
 def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
     """Tiles of the input times the transformed weights, put together to outputs."""
     *_, channels, features = kernel.shape
-    weights = jnp.matmul(_both_axes(kernel.dtype), kernel.reshape(-1, channels * features))
-    weights = weights.reshape(INPUTS**2, channels, features)
+    weights = jnp.matmul(_weights(g.window.rank, kernel.dtype), kernel.reshape(-1, channels * features))
+    weights = weights.reshape(-1, channels, features)
 
     def outputs(x: jax.Array, g: ConvGeometry) -> jax.Array:
-        rows, columns = _tile_counts(g)
-        m = jnp.matmul(_tiles_of_input(x, rows, columns), weights)
-        y = _outputs(m.reshape(INPUTS, -1, features))
-        y = _outputs(y.reshape(INPUTS, x.shape[0] * rows, -1))
-        y = y.reshape(x.shape[0], rows * OUTPUTS, columns * OUTPUTS, features)
-        return y[:, :, : g.window.output_shape[1]]
+        counts = tile_counts(g)
+        z = _from_products(jnp.matmul(_tiles_of_input(x, counts), weights), x.shape[0], counts)
+        return z[(slice(None), *(slice(out) for out in g.window.output_shape))]
 
     return map_blocks(outputs, x, g, blocks(g, x.shape[0], channels, features))
 
 
 def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
-    """Tiles of delta, transposed, times tiles of the input: the gradient of the transformed weights, taken back."""
+    """Tiles of the input, transposed, times tiles of delta: the gradient of the transformed weights, taken back."""
     channels, features = x.shape[-1], delta.shape[-1]
 
     def products(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
-        rows, columns = _tile_counts(g)
-        return jnp.matmul(_tiles_of_delta(delta, rows, columns).swapaxes(1, 2), _tiles_of_input(x, rows, columns))
+        counts = tile_counts(g)
+        return jnp.matmul(_tiles_of_input(x, counts).swapaxes(1, 2), _tiles_of_delta(delta, counts))
 
     sums = sum_blocks(products, x, delta, g, blocks(g, x.shape[0], channels, features))
-    taps = jnp.matmul(_both_axes(x.dtype).T, sums.reshape(INPUTS**2, -1))
-    return taps.reshape(*g.window.window_shape, features, channels).swapaxes(-2, -1)
+    taps = jnp.matmul(_weights(g.window.rank, x.dtype).T, sums.reshape(-1, channels * features))
+    return taps.reshape(*g.window.window_shape, channels, features)
 
 
 def blocks(g: ConvGeometry, batch: int, channels: int, features: int) -> Blocks:
-    """Blocks of twice the usual size, unless the weights are large: each of the 16 products should have many tiles."""
-    per_output = (INPUTS // OUTPUTS) ** 2 * max(channels, features)
-    times = 2 if INPUTS**2 * channels * features < CELLS else 1
+    """Blocks of twice the usual size, unless the weights are large: each of the products should have many tiles."""
+    rank = g.window.rank
+    per_output = (INPUTS // OUTPUTS) ** rank * max(channels, features)
+    times = 2 if INPUTS**rank * channels * features < CELLS else 1
     return cut(g, batch, per_output, OUTPUTS, times)
 
 
-def _both_axes(dtype: jnp.dtype) -> jax.Array:
-    """(16, 9): what the weights are transformed with, in the order of the tiles' axes below: columns, then rows."""
-    return jnp.asarray(np.einsum("ic,jr->ijrc", WEIGHTS, WEIGHTS).reshape(INPUTS**2, -1), dtype)
-
-
-def _tile_counts(g: ConvGeometry) -> list[int]:
-    """How many tiles a block's outputs need along each axis."""
+def tile_counts(g: ConvGeometry) -> list[int]:
+    """How many tiles the outputs need along each axis."""
     return [-(-out // OUTPUTS) for out in g.window.output_shape]
 
 
-def _tiles_of_input(x: jax.Array, rows: int, columns: int) -> jax.Array:
-    """(16, tiles, C): what the products take of a block of the padded input."""
-    n, height, _, channels = x.shape
-    x = pad_axes(x, [2], [(0, (columns + 1) * OUTPUTS - x.shape[2])], 0)
-    d = _inputs(x.reshape(n, height, -1), rows)
-    return _inputs(d.reshape(-1, x.shape[2], channels), columns).reshape(INPUTS**2, -1, channels)
+def _weights(rank: int, dtype: jnp.dtype) -> jax.Array:
+    """(4 ** rank, 3 ** rank): what the weights are transformed with."""
+    return jnp.asarray(reduce(np.kron, [WEIGHTS] * rank), dtype)
 
 
-def _tiles_of_delta(delta: jax.Array, rows: int, columns: int) -> jax.Array:
-    """(16, tiles, O): the gradient of the products, each with what it added to its tile's outputs."""
-    n, height, width, features = delta.shape
-    delta = pad_axes(delta, [1, 2], [(0, rows * OUTPUTS - height), (0, columns * OUTPUTS - width)], 0)
-    e = _outputs_back(delta.reshape(n, rows * OUTPUTS, -1))
-    return _outputs_back(e.reshape(-1, columns * OUTPUTS, features)).reshape(INPUTS**2, -1, features)
+def _tiles_of_input(x: jax.Array, counts: list[int]) -> jax.Array:
+    """(products, tiles, C): what the products take of a block of the padded input."""
+    n, *sizes, channels = x.shape
+    read = [(count + 1) * OUTPUTS for count in counts]
+    x = pad_axes(x, range(1, x.ndim - 1), [(0, new - old) for new, old in zip(read, sizes, strict=True)], 0)
+    for axis in reversed(range(len(counts))):
+        x = _inputs(x.reshape(-1, read[axis], math.prod(counts[axis + 1 :]) * channels))
+    return x.reshape(-1, n * math.prod(counts), channels)
 
 
-def _inputs(x: jax.Array, tiles: int) -> jax.Array:
+def _tiles_of_delta(delta: jax.Array, counts: list[int]) -> jax.Array:
+    """(products, tiles, O): the gradient of the products, each with what it added to its tile's outputs."""
+    n, *sizes, features = delta.shape
+    ends = [(0, count * OUTPUTS - size) for count, size in zip(counts, sizes, strict=True)]
+    delta = pad_axes(delta, range(1, delta.ndim - 1), ends, 0)
+    for axis in reversed(range(len(counts))):
+        delta = _outputs_back(delta.reshape(-1, counts[axis], OUTPUTS, math.prod(counts[axis + 1 :]) * features))
+    return delta.reshape(-1, n * math.prod(counts), features)
+
+
+def _from_products(products: jax.Array, n: int, counts: list[int]) -> jax.Array:
+    """(N, *outputs, O) from (products, tiles, O)."""
+    features = products.shape[-1]
+    for axis in range(len(counts)):
+        products = _outputs(products.reshape(INPUTS, -1, math.prod(counts[axis + 1 :]) * features))
+    return products.reshape(n, *(count * OUTPUTS for count in counts), features)
+
+
+def _inputs(x: jax.Array) -> jax.Array:
     """(4, A, tiles, B) from (A, 2 (tiles + 1), B): what the products take along the middle axis."""
-    pairs = x.reshape(x.shape[0], tiles + 1, OUTPUTS, -1)
+    pairs = x.reshape(x.shape[0], -1, OUTPUTS, x.shape[2])
     first, second = pairs[:, :-1], pairs[:, 1:]
     middle = second[None, :, :, 0] + _signs(first, 0) * first[None, :, :, 1]
     return jnp.concatenate([jnp.moveaxis(first - second, 2, 0), middle])
@@ -101,9 +115,8 @@ def _outputs(m: jax.Array) -> jax.Array:
     return m[2][:, None] + _signs(m, 1) * (m[3][:, None] + m[:2].swapaxes(0, 1))
 
 
-def _outputs_back(delta: jax.Array) -> jax.Array:
-    """(4, A, tiles, B) from (A, 2 tiles, B): the transpose of `_outputs`."""
-    pairs = delta.reshape(delta.shape[0], -1, OUTPUTS, delta.shape[-1])
+def _outputs_back(pairs: jax.Array) -> jax.Array:
+    """(4, A, tiles, B) from (A, tiles, 2, B): the transpose of `_outputs`."""
     middle = pairs[None, :, :, 0] + _signs(pairs, 0) * pairs[None, :, :, 1]
     return jnp.concatenate([jnp.moveaxis(_signs(pairs, 2) * pairs, 2, 0), middle])
 

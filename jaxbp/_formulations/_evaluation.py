@@ -1,0 +1,172 @@
+"""The chosen form of a map, evaluated on a CPU: each name that `_choice` gives, and what it calls."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from .._batching import one_by_one
+from .._geometry import ConvGeometry, read_padding, transposed
+from . import (
+    _axes,
+    _bands,
+    _choice,
+    _multiply_add,
+    _phases,
+    _product,
+    _side_by_side,
+    _subpixel,
+    _taps,
+    _textbook,
+    _winograd,
+)
+from ._blocks import channel_block, cut, largest_divisor, map_blocks, map_images, sum_blocks
+from ._choice import as_blocks, forward_form, kernel_grad_form
+from ._memory import written
+from ._windows import pad_axes
+
+
+def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
+    """Evaluate the forward sum in the chosen form."""
+    w, groups = g.window, g.feature_group_count
+    name, _ = forward_form(g, x.shape[0], x.shape[-1], kernel.shape[-1])
+    match name:
+        case "product":
+            return _product.forward(x, kernel, g._replace(window=as_blocks(w)))
+        case "transposed product":
+            back = _textbook.exchange_channels(_textbook.rot180(kernel, w.rank), groups)
+            return _product.transposed(x, back, g._replace(window=as_blocks(transposed(w))))
+        case "sub-pixel":
+            return _subpixel.forward(x, kernel, g, forward)
+        case "image by image":
+            return _image_by_image(x, kernel, g)
+        case "multiply-add":
+            return _multiply_add.forward(x, kernel, g)
+        case "bands":
+            cells = w.window_shape[0] * w.input_shape[1] * x.shape[-1] // w.output_shape[1]
+            return _in_blocks(lambda x, g: _bands.forward(x, kernel, g), x, g, cells)
+        case "group by group":
+            return _group_by_group(x, kernel, g)
+        case "project then add":
+            return _project_then_add(x, kernel, g)
+        case "fold":
+            cells = w.window_shape[0] * x.shape[-1]
+            return _in_blocks(lambda x, g: _axes.fold_forward(x, kernel, g, forward), x, g, cells)
+        case "winograd":
+            return _winograd.forward(x, kernel, g)
+        case "phases":
+            return _phases.forward(x, kernel, g, forward)
+        case "side by side":
+            return _side_by_side.forward(x, kernel, g)
+        case "padded":
+            x, g = _padded(x, g)
+    return _textbook.forward(x, kernel, g)
+
+
+def input_grad(delta: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
+    """Evaluate the input's gradient: the forward sum of delta and the rotated kernel."""
+    rotated = _textbook.exchange_channels(_textbook.rot180(kernel, g.window.rank), g.feature_group_count)
+    back = transposed(as_blocks(g.window))
+    return forward(delta, rotated, g._replace(window=back, preferred_element_type=None))
+
+
+def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry, mapped: bool = False) -> jax.Array:
+    """Evaluate the kernel's gradient in the chosen form; below a vmap, of each example alone where faster."""
+    w, groups = g.window, g.feature_group_count
+    c = x.shape[-1] // groups
+
+    def again(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
+        return kernel_grad(x, delta, g, mapped)
+
+    def alone(form: Callable[..., jax.Array], smallest: int = _choice.LARGE_EXAMPLE) -> Callable[..., jax.Array]:
+        if mapped and x.size >= smallest:
+            return lambda x, delta, g: one_by_one(partial(form, g=g), x, delta)
+        return form
+
+    def mirrored(form: Callable[..., jax.Array]) -> jax.Array:
+        exchanged = form(delta, x, g._replace(window=transposed(w)))
+        return _textbook.exchange_channels(_textbook.rot180(exchanged, w.rank), groups)
+
+    name, _ = kernel_grad_form(g, x.shape[0], x.shape[-1], delta.shape[-1])
+    if (
+        mapped
+        and name == "textbook"
+        and w.rank == groups == 1
+        and w.input_dilation == (1,)
+        and w.taps <= _choice.MAX_TAPS
+    ):
+        return _taps.taps_kernel_grad(x, delta, g)
+    match name:
+        case "mirrored":
+            return mirrored(again)
+        case "mirrored taps":
+            return mirrored(alone(_taps.taps_kernel_grad))
+        case "mirrored rows":
+            return mirrored(alone(_taps.rows_kernel_grad))
+        case "product":
+            return _product.kernel_grad(x, delta, g._replace(window=as_blocks(w)))
+        case "multiply-add":
+            return _multiply_add.kernel_grad(x, delta, g)
+        case "grouped taps":
+            return _taps.grouped_kernel_grad(x, delta, g, largest_divisor(groups, 16 // c))
+        case "winograd":
+            return alone(_winograd.kernel_grad)(x, delta, g)
+        case "phases":
+            return _phases.kernel_grad(x, delta, g, again)
+        case "taps":
+            return alone(_taps.taps_kernel_grad)(x, delta, g)
+        case "rows":
+            return alone(_taps.rows_kernel_grad)(x, delta, g)
+        case "fold":
+            # The compiler's own sum over all positions would be less exact than what it does in more dimensions.
+            flat = alone(_taps.taps_kernel_grad) if w.rank == 3 and w.taps * c <= 2 * _choice.FEW_COLUMNS else again
+            blocks = cut(g, x.shape[0], w.window_shape[0] * c)
+            if blocks.count == 1:
+                return _axes.fold_kernel_grad(x, delta, g, flat)
+            return sum_blocks(lambda x, d, g: _axes.fold_kernel_grad(x, d, g, flat), x, delta, g, blocks)
+        case "padded":
+            x, g = _padded(x, g)
+    return alone(_textbook.kernel_grad, 0)(x, delta, g)
+
+
+def _padded(x: jax.Array, g: ConvGeometry) -> tuple[jax.Array, ConvGeometry]:
+    """The input with its padding written out, no smaller than the window or delta that slides over it; what is left."""
+    w = g.window
+    x = written(pad_axes(x, range(1, w.rank + 1), read_padding(w), 0))
+    return x, g._replace(window=w._replace(input_shape=x.shape[1:-1], padding=((0, 0),) * w.rank))
+
+
+def _in_blocks(form: Callable[..., jax.Array], x: jax.Array, g: ConvGeometry, cells: int) -> jax.Array:
+    """The form on all of the input where its temporaries fit, `cells` numbers for each output; else block by block."""
+    blocks = cut(g, x.shape[0], cells)
+    return form(x, g) if blocks.count == 1 else map_blocks(form, x, g, blocks)
+
+
+def _project_then_add(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
+    """Some images at a time, whose padding is left to the parts, fewer than the input; large images in bands."""
+    cells = g.window.taps * kernel.shape[-1]
+    image = cells * math.prod(g.window.output_shape)
+    if image > _choice.MOST_OUTPUTS * 2:
+        return _in_blocks(lambda x, g: _taps.project_then_add(x, kernel, g), x, g, cells)
+    return map_images(lambda x: _taps.project_then_add(x, kernel, g), x, image, times=2)
+
+
+def _image_by_image(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
+    """The textbook form of one image, or of some, after the other."""
+    cells = math.prod(g.window.output_shape) * kernel.shape[-1]
+    return map_images(lambda x: _textbook.forward(x, kernel, g), x, cells)
+
+
+def _group_by_group(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
+    """One dense convolution for each group, in a loop."""
+    groups, features = g.feature_group_count, kernel.shape[-1]
+    alone = g._replace(feature_group_count=1)
+
+    def add_group(i: jax.Array, z: jax.Array) -> jax.Array:
+        group = _textbook.forward(channel_block(x, i, groups), channel_block(kernel, i, groups), alone)
+        return jax.lax.dynamic_update_slice_in_dim(z, group, i * (features // groups), axis=z.ndim - 1)
+
+    z = jnp.zeros_like(x, shape=(x.shape[0], *g.window.output_shape, features))
+    return jax.lax.fori_loop(0, groups, add_group, z)
