@@ -75,11 +75,10 @@ def forward_form(g: ConvGeometry, batch: int, channels: int, features: int) -> C
         return "project then add", "few outputs: one matrix product, then shifted sums"
     if groups == 1 and w.rank > 2 and w.window_shape[0] <= MAX_TAPS:
         return "fold", "no fast convolution beyond two dimensions: the first axis becomes channels and images"
-    if channels * features <= MOST_WEIGHTS:
-        if _suits_winograd(g, batch, channels, features):
-            return "winograd", "windows of 3 at stride 1: 4 products for 6 along each axis"
-        if _in_phases(g) and _suits_winograd(_phases.phases(g), batch * math.prod(w.dilation), channels, features):
-            return "phases", "taps that lie apart are neighbours in every phase: 4 products for 6 along each axis"
+    if _suits_winograd_forward(g, batch, channels, features):
+        return "winograd", "windows of 3 at stride 1: 4 products for 6 along each axis"
+    if _in_phases(g) and _suits_winograd_forward(_phases.phases(g), batch * math.prod(w.dilation), channels, features):
+        return "phases", "taps that lie apart are neighbours in every phase: 4 products for 6 along each axis"
     if math.prod(w.window_shape) > math.prod(w.input_shape):
         return "padded", "the compiler exchanges a window and a smaller input, and loses its fast convolution"
     if NARROW_ON_ONE_THREAD and _suits_side_by_side(g, batch, channels, features):
@@ -116,11 +115,10 @@ def kernel_grad_form(g: ConvGeometry, batch: int, channels: int, features: int) 
         return "grouped taps", "grouped convolutions run as if dense"
     if groups > 1:
         return "textbook", "a large window"
-    if min(c, o) >= 64:
-        if _suits_winograd(g, batch, c, o):
-            return "winograd", "windows of 3 at stride 1: 4 products for 6 along each axis"
-        if _in_phases(g) and _suits_winograd(_phases.phases(g), batch * math.prod(w.dilation), c, o):
-            return "phases", "taps that lie apart are neighbours in every phase: 4 products for 6 along each axis"
+    if _suits_winograd_kernel_grad(g, batch, c, o):
+        return "winograd", "windows of 3 at stride 1: 4 products for 6 along each axis"
+    if _in_phases(g) and _suits_winograd_kernel_grad(_phases.phases(g), batch * math.prod(w.dilation), c, o):
+        return "phases", "taps that lie apart are neighbours in every phase: 4 products for 6 along each axis"
     if w.rank == 2 and set(w.strides) == {1} and c >= 2 * o and sum(w.window_shape) <= MAX_TAPS:
         if batch * math.prod(w.output_shape) < FEW_POSITIONS:
             return "mirrored", "few outputs: the same sum with input and delta exchanged has few inputs"
@@ -175,7 +173,7 @@ def _suits_bands(g: ConvGeometry, batch: int, channels: int, features: int) -> b
 
 
 def _suits_winograd(g: ConvGeometry, batch: int, channels: int, features: int) -> bool:
-    """Whether there are channels enough to sum over, tiles enough to share the weights, and an image fits the cache."""
+    """Whether there are channels enough to sum over, and tiles enough to share the weights."""
     w = g.window
     fewest = 128 if w.rank == 1 else 32
     if w.rank not in (1, 2) or {*w.window_shape} != {3} or {*w.strides, *w.dilation, g.feature_group_count} != {1}:
@@ -184,8 +182,26 @@ def _suits_winograd(g: ConvGeometry, batch: int, channels: int, features: int) -
         return False
     tiles = math.prod(_winograd.tile_counts(g))
     products, usual = tiles * _winograd.INPUTS**w.rank, math.prod(w.output_shape) * w.taps
-    saves = 2 * usual >= 3 * products
-    return saves and batch * tiles >= FEWEST_TILES and _winograd.blocks(g, batch, channels, features).bands == 1
+    return 2 * usual >= 3 * products and batch * tiles >= FEWEST_TILES
+
+
+def _suits_winograd_forward(g: ConvGeometry, batch: int, channels: int, features: int) -> bool:
+    """Whether, moreover, an image fits the cache or has many channels, and weights are shared by many positions."""
+    if not _suits_winograd(g, batch, channels, features):
+        return False
+    one_band = _winograd.blocks(g, batch, channels, features).bands == 1
+    small = channels * features <= MOST_WEIGHTS or batch * math.prod(g.window.output_shape) >= FEW_POSITIONS
+    return small and (one_band or max(channels, features) >= 256)
+
+
+def _suits_winograd_kernel_grad(g: ConvGeometry, batch: int, channels: int, features: int) -> bool:
+    """Whether, moreover, products are large, and of one image's bands many."""
+    if not _suits_winograd(g, batch, channels, features):
+        return False
+    fewest = min(channels, features)
+    tiles = batch * math.prod(_winograd.tile_counts(g))
+    one_band = _winograd.blocks(g, batch, channels, features, kernel_grad=True).bands == 1
+    return tiles * fewest >= MOST_WEIGHTS // 8 and (one_band or fewest >= 48)
 
 
 def _suits_side_by_side(g: ConvGeometry, batch: int, channels: int, features: int) -> bool:

@@ -55,7 +55,7 @@ def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
             cells = w.window_shape[0] * x.shape[-1]
             return _in_blocks(lambda x, g: _axes.fold_forward(x, kernel, g, forward), x, g, cells)
         case "winograd":
-            return _winograd.forward(x, kernel, g)
+            return _some_features(lambda kernel: _winograd.forward(x, kernel, g), kernel, x.shape[-1])
         case "phases":
             return _phases.forward(x, kernel, g, forward)
         case "side by side":
@@ -112,7 +112,8 @@ def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry, mapped: bool = 
         case "grouped taps":
             return _taps.grouped_kernel_grad(x, delta, g, largest_divisor(groups, 16 // c))
         case "winograd":
-            return alone(_winograd.kernel_grad)(x, delta, g)
+            form = alone(_winograd.kernel_grad)
+            return _some_features(lambda delta: form(x, delta, g), delta, x.shape[-1])
         case "phases":
             return _phases.kernel_grad(x, delta, g, again)
         case "taps":
@@ -142,6 +143,16 @@ def _in_blocks(form: Callable[..., jax.Array], x: jax.Array, g: ConvGeometry, ce
     """The form on all of the input where its temporaries fit, `cells` numbers for each output; else block by block."""
     blocks = cut(g, x.shape[0], cells)
     return form(x, g) if blocks.count == 1 else map_blocks(form, x, g, blocks)
+
+
+def _some_features(form: Callable[[jax.Array], jax.Array], a: jax.Array, channels: int) -> jax.Array:
+    """The form of so many features at a time, the last axis of `a` and of the result, that weights fit the cache."""
+    features = a.shape[-1]
+    count = features // largest_divisor(features, _choice.MOST_WEIGHTS // channels)
+    if count == 1:
+        return form(a)
+    parts = jax.lax.map(lambda i: form(channel_block(a, i, count)), jnp.arange(count, dtype=jnp.int32))
+    return jnp.moveaxis(parts, 0, -2).reshape(*parts.shape[1:-1], features)
 
 
 def _project_then_add(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:

@@ -51,17 +51,19 @@ def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
         counts = tile_counts(g)
         return jnp.matmul(_tiles_of_input(x, counts).swapaxes(1, 2), _tiles_of_delta(delta, counts))
 
-    sums = sum_blocks(products, x, delta, g, blocks(g, x.shape[0], channels, features))
+    sums = sum_blocks(products, x, delta, g, blocks(g, x.shape[0], channels, features, kernel_grad=True))
     taps = jnp.matmul(_weights(g.window.rank, x.dtype).T, sums.reshape(-1, channels * features))
     return taps.reshape(*g.window.window_shape, channels, features)
 
 
-def blocks(g: ConvGeometry, batch: int, channels: int, features: int) -> Blocks:
-    """Blocks of twice the usual size, unless the weights are large: each of the products should have many tiles."""
+def blocks(g: ConvGeometry, batch: int, channels: int, features: int, kernel_grad: bool = False) -> Blocks:
+    """Blocks that leave the cache to large weights; a sum of large weights is written the less often instead."""
     rank = g.window.rank
     per_output = (INPUTS // OUTPUTS) ** rank * max(channels, features)
-    times = 2 if INPUTS**rank * channels * features < CELLS else 1
-    return cut(g, batch, per_output, OUTPUTS, times)
+    image = per_output * math.prod(g.window.output_shape)
+    large = INPUTS**rank * channels * features >= CELLS
+    times = 1 if large != kernel_grad else 2
+    return cut(g, batch, per_output, OUTPUTS, 2 if CELLS < image <= 2 * CELLS else times if image <= CELLS else 1)
 
 
 def tile_counts(g: ConvGeometry) -> list[int]:
