@@ -126,6 +126,7 @@ FORMS = [
     Form(_multiply_add.kernel_grad, "kernel", without_zeros),
     Form(_taps.project_then_add, "forward", one_group),
     Form(_evaluation._project_then_add, "forward", one_group),
+    Form(_taps.taps_forward, "forward", one_group),
     Form(_taps.taps_kernel_grad, "kernel", one_group),
     Form(_taps.rows_kernel_grad, "kernel", one_group),
     Form(_taps.grouped_kernel_grad, "kernel", without_zeros, lambda x, d, g: _taps.grouped_kernel_grad(x, d, g, 1)),

@@ -72,9 +72,11 @@ def convolutions(draw):
         strides, dilation = apart if common == 0 else ([1, 1], [1, 1])
         spans = [(size - 1) * d + 1 for d in dilation]
         many = draw(st.sampled_from([32, 64]))
-        group_channels, group_features = [(many, many), (3, draw(st.integers(3, 7))), (18, draw(st.integers(1, 3)))][
-            common
-        ]
+        group_channels, group_features = [
+            (many, many),
+            (3, draw(st.sampled_from([3, 5, 7, 16]))),
+            (18, draw(st.integers(1, 3))),
+        ][common]
     arguments = dict(
         strides=tuple(strides),
         padding=draw(paddings(dilated, spans, strides, words=input_dilation == [1] * rank)),

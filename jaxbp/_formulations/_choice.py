@@ -10,6 +10,7 @@ import jaxlib
 
 from .._geometry import ConvGeometry, Window, is_static, transposed
 from . import _phases, _side_by_side, _winograd
+from ._blocks import CELLS
 from ._windows import Choice
 
 # Later compilers divide narrow convolutions among threads by themselves.
@@ -29,6 +30,7 @@ FEW_PRODUCTS = 64  # channels times features, for which every tap's part is a pr
 FEW_VIEWS = 16  # taps side by side, that are worth their compile time
 SMALL_WINDOW = 7  # taps
 FEW_COLUMNS = 72  # taps times channels, side by side in one product
+SOME_COLUMNS = 81  # the same for a forward sum
 MORE_COLUMNS = 300  # the same for a small window
 FEW_FEATURES = 16
 FEW_IMAGES = 4  # of a batch
@@ -65,6 +67,8 @@ def forward_form(g: ConvGeometry, batch: int, channels: int, features: int) -> C
         return "multiply-add", "few weights: a short elementwise sum"
     if groups == 1 and _suits_bands(g, batch, c, features):
         return "bands", "few channels, a large window: rows of cells times a banded matrix"
+    if NARROW_ON_ONE_THREAD and _suits_taps_forward(g, batch, channels, features):
+        return "taps", "few channels, narrow images: views of all taps side by side, for two threads"
     if groups > 1 and w.rank <= 2:
         return "group by group", "grouped convolutions run as if dense"
     parts = w.taps * features * math.prod(w.output_shape)
@@ -232,6 +236,17 @@ def _suits_taps(g: ConvGeometry, batch: int, channels: int, features: int) -> bo
     if w.taps <= SMALL_WINDOW and columns <= MORE_COLUMNS:
         return positions >= FEW_POSITIONS
     return columns <= FEW_COLUMNS and positions >= MANY_POSITIONS and batch > FEW_IMAGES
+
+
+def _suits_taps_forward(g: ConvGeometry, batch: int, channels: int, features: int) -> bool:
+    """Whether views of all taps are few columns, which enough outputs share, of what is else one thread's."""
+    w = g.window
+    if w.rank != 2 or {*w.input_dilation, g.feature_group_count} != {1} or min(channels, features // 5) < 3:
+        return False
+    columns, positions = w.taps * channels, math.prod(w.output_shape)
+    if columns > SOME_COLUMNS or columns * positions > CELLS or batch * positions < 2 * MANY_POSITIONS:
+        return False
+    return _side_by_side.tasks(g, 1, channels, features) < 1
 
 
 def _suits_rows(g: ConvGeometry, batch: int, channels: int, features: int) -> bool:

@@ -47,6 +47,8 @@ def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
         case "bands":
             cells = w.window_shape[0] * w.input_shape[1] * x.shape[-1] // w.output_shape[1]
             return _in_blocks(lambda x, g: _bands.forward(x, kernel, g), x, g, cells)
+        case "taps":
+            return _in_blocks(lambda x, g: _taps.taps_forward(x, kernel, g), x, g, w.taps * x.shape[-1])
         case "group by group":
             return _group_by_group(x, kernel, g)
         case "project then add":
@@ -139,7 +141,7 @@ def _padded(x: jax.Array, g: ConvGeometry) -> tuple[jax.Array, ConvGeometry]:
     return x, g._replace(window=w._replace(input_shape=x.shape[1:-1], padding=((0, 0),) * w.rank))
 
 
-def _in_blocks(form: Callable[..., jax.Array], x: jax.Array, g: ConvGeometry, cells: int) -> jax.Array:
+def _in_blocks(form: Callable[..., jax.Array], x: jax.Array, g: ConvGeometry, cells: int, times: int = 1) -> jax.Array:
     """The form on all of the input where its temporaries fit, `cells` numbers for each output; else block by block."""
     blocks = cut(g, x.shape[0], cells)
     return form(x, g) if blocks.count == 1 else map_blocks(form, x, g, blocks)

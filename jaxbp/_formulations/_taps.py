@@ -27,6 +27,12 @@ def project_then_add(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Ar
     return written(total)
 
 
+def taps_forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
+    """The views of all taps side by side times the kernel: one matrix product."""
+    views = jnp.concatenate(list(tap_views(x, g.window, 0)), axis=-1)
+    return jnp.matmul(views, kernel.reshape(-1, kernel.shape[-1]), precision=g.precision)
+
+
 def taps_kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
     """Delta, transposed, times the views of all taps side by side, block by block: for few channels."""
     channels, features = x.shape[-1], delta.shape[-1]
