@@ -307,11 +307,11 @@ def test_every_name_that_is_chosen_is_evaluated(choice, evaluation):
     assert strings(returned, "returned") - {"textbook"} == strings(evaluated, "evaluated")
 
 
-@settings(max_examples=600)
+@settings(max_examples=1500)
 @given(st.data())
 def draw_names(seen, data):
     """Collect the forms that the choices name for a random geometry."""
-    case = data.draw(convolutions())
+    case = data.draw(convolutions(common_only=data.draw(st.sampled_from([False, False, True]))))
     assume(fits(case))
     arguments = lower_cased(case.arguments)
     window = conv_window(
@@ -319,11 +319,12 @@ def draw_names(seen, data):
         arguments["kernel_dilation"], arguments["feature_group_count"],
     )  # fmt: skip
     g = ConvGeometry(window, arguments["feature_group_count"])
-    sizes = data.draw(st.sampled_from([case.x[0], 1 << 12])), case.x[-1], case.kernel[-1]
+    sizes = data.draw(st.sampled_from([case.x[0], 64, 1 << 12])), case.x[-1], case.kernel[-1]
     with pytest.MonkeyPatch.context() as patch:
         # What is too large for the cache is too large for a test.
         patch.setattr(_choice, "MOST_OUTPUTS", data.draw(st.sampled_from([_choice.MOST_OUTPUTS, 64])))
         patch.setattr(_choice, "NARROW_ON_ONE_THREAD", True)
+        patch.setattr(_choice, "MOST_WEIGHTS", data.draw(st.sampled_from([_choice.MOST_WEIGHTS, 1 << 11])))
         patch.setattr(_choice, "MORE_COLUMNS", data.draw(st.sampled_from([_choice.MORE_COLUMNS, 8])))
         for choice in ("forward_form", "input_grad_form", "kernel_grad_form"):
             seen[choice.replace("input_grad", "forward")].add(getattr(_choice, choice)(g, *sizes)[0])

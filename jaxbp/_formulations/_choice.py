@@ -80,6 +80,8 @@ def forward_form(g: ConvGeometry, batch: int, channels: int, features: int) -> C
     if groups == 1 and w.rank > 2 and w.window_shape[0] <= MAX_TAPS:
         return "fold", "no fast convolution beyond two dimensions: the first axis becomes channels and images"
     if _suits_winograd_forward(g, batch, channels, features):
+        if _in_parts(g, batch, channels, features):
+            return "winograd in parts", "windows of 3 at stride 1; large weights, for some features at a time"
         return "winograd", "windows of 3 at stride 1: 4 products for 6 along each axis"
     if _in_phases(g) and _suits_winograd_forward(_phases.phases(g), batch * math.prod(w.dilation), channels, features):
         return "phases", "taps that lie apart are neighbours in every phase: 4 products for 6 along each axis"
@@ -120,6 +122,8 @@ def kernel_grad_form(g: ConvGeometry, batch: int, channels: int, features: int) 
     if groups > 1:
         return "textbook", "a large window"
     if _suits_winograd_kernel_grad(g, batch, c, o):
+        if _in_parts(g, batch, c, o):
+            return "winograd in parts", "windows of 3 at stride 1; large weights, for some features at a time"
         return "winograd", "windows of 3 at stride 1: 4 products for 6 along each axis"
     if _in_phases(g) and _suits_winograd_kernel_grad(_phases.phases(g), batch * math.prod(w.dilation), c, o):
         return "phases", "taps that lie apart are neighbours in every phase: 4 products for 6 along each axis"
@@ -190,12 +194,17 @@ def _suits_winograd(g: ConvGeometry, batch: int, channels: int, features: int) -
 
 
 def _suits_winograd_forward(g: ConvGeometry, batch: int, channels: int, features: int) -> bool:
-    """Whether, moreover, an image fits the cache or has many channels, and weights are shared by many positions."""
+    """Whether, moreover, an image fits the cache or has many channels, and large weights have many positions."""
     if not _suits_winograd(g, batch, channels, features):
         return False
     one_band = _winograd.blocks(g, batch, channels, features).bands == 1
-    small = channels * features <= MOST_WEIGHTS or batch * math.prod(g.window.output_shape) >= FEW_POSITIONS
-    return small and (one_band or max(channels, features) >= 256)
+    shared = channels * features <= MOST_WEIGHTS or _in_parts(g, batch, channels, features)
+    return shared and (one_band or max(channels, features) >= 256)
+
+
+def _in_parts(g: ConvGeometry, batch: int, channels: int, features: int) -> bool:
+    """Whether large weights are transformed for some features at a time, each time for many positions."""
+    return channels * features > MOST_WEIGHTS and batch * math.prod(g.window.output_shape) >= 2 * FEW_POSITIONS
 
 
 def _suits_winograd_kernel_grad(g: ConvGeometry, batch: int, channels: int, features: int) -> bool:
@@ -212,6 +221,8 @@ def _suits_side_by_side(g: ConvGeometry, batch: int, channels: int, features: in
     """Whether narrow images make several tasks together, and so much work that two copies are little of it."""
     w = g.window
     if w.rank != 2 or {*w.input_dilation, g.feature_group_count} != {1}:
+        return False
+    if batch * math.prod(w.input_shape) * channels >= MOST_OUTPUTS:
         return False
     copied = math.prod(w.strides) * channels + features
     if MULTIPLICATIONS * copied > w.taps * channels * features:

@@ -57,6 +57,8 @@ def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
             cells = w.window_shape[0] * x.shape[-1]
             return _in_blocks(lambda x, g: _axes.fold_forward(x, kernel, g, forward), x, g, cells)
         case "winograd":
+            return _winograd.forward(x, kernel, g)
+        case "winograd in parts":
             return _some_features(lambda kernel: _winograd.forward(x, kernel, g), kernel, x.shape[-1])
         case "phases":
             return _phases.forward(x, kernel, g, forward)
@@ -114,6 +116,8 @@ def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry, mapped: bool = 
         case "grouped taps":
             return _taps.grouped_kernel_grad(x, delta, g, largest_divisor(groups, 16 // c))
         case "winograd":
+            return alone(_winograd.kernel_grad)(x, delta, g)
+        case "winograd in parts":
             form = alone(_winograd.kernel_grad)
             return _some_features(lambda delta: form(x, delta, g), delta, x.shape[-1])
         case "phases":
@@ -149,12 +153,8 @@ def _in_blocks(form: Callable[..., jax.Array], x: jax.Array, g: ConvGeometry, ce
 
 def _some_features(form: Callable[[jax.Array], jax.Array], a: jax.Array, channels: int) -> jax.Array:
     """The form of so many features at a time, the last axis of `a` and of the result, that weights fit the cache."""
-    features = a.shape[-1]
-    count = features // largest_divisor(features, _choice.MOST_WEIGHTS // channels)
-    if count == 1:
-        return form(a)
-    parts = jax.lax.map(lambda i: form(channel_block(a, i, count)), jnp.arange(count, dtype=jnp.int32))
-    return jnp.moveaxis(parts, 0, -2).reshape(*parts.shape[1:-1], features)
+    count = a.shape[-1] // largest_divisor(a.shape[-1], _choice.MOST_WEIGHTS // channels)
+    return form(a) if count == 1 else _part_by_part(lambda i: form(channel_block(a, i, count)), count, a)
 
 
 def _project_then_add(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
@@ -174,12 +174,19 @@ def _image_by_image(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Arr
 
 def _group_by_group(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
     """One dense convolution for each group, in a loop."""
-    groups, features = g.feature_group_count, kernel.shape[-1]
-    alone = g._replace(feature_group_count=1)
+    groups, alone = g.feature_group_count, g._replace(feature_group_count=1)
 
-    def add_group(i: jax.Array, z: jax.Array) -> jax.Array:
-        group = _textbook.forward(channel_block(x, i, groups), channel_block(kernel, i, groups), alone)
-        return jax.lax.dynamic_update_slice_in_dim(z, group, i * (features // groups), axis=z.ndim - 1)
+    def group(i: jax.Array | int) -> jax.Array:
+        return _textbook.forward(channel_block(x, i, groups), channel_block(kernel, i, groups), alone)
 
-    z = jnp.zeros_like(x, shape=(x.shape[0], *g.window.output_shape, features))
-    return jax.lax.fori_loop(0, groups, add_group, z)
+    return _part_by_part(group, groups, x)
+
+
+def _part_by_part(form: Callable[[jax.Array | int], jax.Array], count: int, like: jax.Array) -> jax.Array:
+    """The result's last axis in so many parts, one after the other, each written to its place."""
+    shape = jax.eval_shape(lambda: form(0)).shape
+
+    def add_part(i: jax.Array, z: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_update_slice_in_dim(z, form(i), i * shape[-1], axis=z.ndim - 1)
+
+    return jax.lax.fori_loop(0, count, add_part, jnp.zeros_like(like, shape=(*shape[:-1], count * shape[-1])))
