@@ -49,6 +49,10 @@ class Window(NamedTuple):
         """How many cells one window has."""
         return math.prod(self.window_shape)
 
+    def unpadded(self, input_shape: Ints, **facts: Ints) -> "Window":
+        """The window over an input that holds its padding already; other facts as given."""
+        return self._replace(input_shape=input_shape, padding=((0, 0),) * self.rank, **facts)
+
 
 class ConvGeometry(NamedTuple):
     """All of a convolution that is not an array: hashable, so that it can be a static argument."""

@@ -43,7 +43,7 @@ def cut(g: ConvGeometry, batch: int, cells: int, multiple: int = 1, times: int =
         (out - 1) * s + dilated_size(k, d)
         for out, s, k, d in zip((rows, *rest), w.strides, w.window_shape, w.dilation, strict=True)
     )
-    window = w._replace(input_shape=reach, padding=((0, 0),) * w.rank, output_shape=(rows, *rest))
+    window = w.unpadded(reach, output_shape=(rows, *rest))
     return Blocks(batch // images * bands, images, bands, rows, g._replace(window=window))
 
 

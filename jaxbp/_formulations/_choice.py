@@ -5,12 +5,13 @@ convolutions, which their libraries run well. Each function returns the form's n
 """
 
 import math
+from collections.abc import Callable
 
 import jaxlib
 
 from .._geometry import ConvGeometry, Window, is_static, transposed
 from . import _phases, _side_by_side, _winograd
-from ._blocks import CELLS
+from ._blocks import CELLS, largest_divisor
 from ._windows import Choice
 
 # Later compilers divide narrow convolutions among threads by themselves.
@@ -79,12 +80,8 @@ def forward_form(g: ConvGeometry, batch: int, channels: int, features: int) -> C
         return "project then add", "few outputs: one matrix product, then shifted sums"
     if groups == 1 and w.rank > 2 and w.window_shape[0] <= MAX_TAPS:
         return "fold", "no fast convolution beyond two dimensions: the first axis becomes channels and images"
-    if _suits_winograd_forward(g, batch, channels, features):
-        if _in_parts(g, batch, channels, features):
-            return "winograd in parts", "windows of 3 at stride 1; large weights, for some features at a time"
-        return "winograd", "windows of 3 at stride 1: 4 products for 6 along each axis"
-    if _in_phases(g) and _suits_winograd_forward(_phases.phases(g), batch * math.prod(w.dilation), channels, features):
-        return "phases", "taps that lie apart are neighbours in every phase: 4 products for 6 along each axis"
+    if tiles := _in_tiles(_suits_winograd_forward, g, batch, channels, features):
+        return tiles
     if math.prod(w.window_shape) > math.prod(w.input_shape):
         return "padded", "the compiler exchanges a window and a smaller input, and loses its fast convolution"
     if NARROW_ON_ONE_THREAD and _suits_side_by_side(g, batch, channels, features):
@@ -121,12 +118,8 @@ def kernel_grad_form(g: ConvGeometry, batch: int, channels: int, features: int) 
         return "grouped taps", "grouped convolutions run as if dense"
     if groups > 1:
         return "textbook", "a large window"
-    if _suits_winograd_kernel_grad(g, batch, c, o):
-        if _in_parts(g, batch, c, o):
-            return "winograd in parts", "windows of 3 at stride 1; large weights, for some features at a time"
-        return "winograd", "windows of 3 at stride 1: 4 products for 6 along each axis"
-    if _in_phases(g) and _suits_winograd_kernel_grad(_phases.phases(g), batch * math.prod(w.dilation), c, o):
-        return "phases", "taps that lie apart are neighbours in every phase: 4 products for 6 along each axis"
+    if tiles := _in_tiles(_suits_winograd_kernel_grad, g, batch, c, o):
+        return tiles
     if w.rank == 2 and set(w.strides) == {1} and c >= 2 * o and sum(w.window_shape) <= MAX_TAPS:
         if batch * math.prod(w.output_shape) < FEW_POSITIONS:
             return "mirrored", "few outputs: the same sum with input and delta exchanged has few inputs"
@@ -180,6 +173,19 @@ def _suits_bands(g: ConvGeometry, batch: int, channels: int, features: int) -> b
     return channels <= 16 and features < 8 and columns >= 64 and rows >= 256
 
 
+def _in_tiles(
+    suits: Callable[[ConvGeometry, int, int, int], bool], g: ConvGeometry, batch: int, channels: int, features: int
+) -> Choice | None:
+    """One of Winograd's forms, if that suits the window as it is or its phases."""
+    if suits(g, batch, channels, features):
+        if _in_parts(g, batch, channels, features):
+            return "winograd in parts", "windows of 3 at stride 1; large weights, for some features at a time"
+        return "winograd", "windows of 3 at stride 1: 4 products for 6 along each axis"
+    if _in_phases(g) and suits(_phases.phases(g), batch * math.prod(g.window.dilation), channels, features):
+        return "phases", "taps that lie apart are neighbours in every phase: 4 products for 6 along each axis"
+    return None
+
+
 def _suits_winograd(g: ConvGeometry, batch: int, channels: int, features: int) -> bool:
     """Whether there are channels enough to sum over, and tiles enough to share the weights."""
     w = g.window
@@ -205,6 +211,11 @@ def _suits_winograd_forward(g: ConvGeometry, batch: int, channels: int, features
 def _in_parts(g: ConvGeometry, batch: int, channels: int, features: int) -> bool:
     """Whether large weights are transformed for some features at a time, each time for many positions."""
     return channels * features > MOST_WEIGHTS and batch * math.prod(g.window.output_shape) >= 2 * FEW_POSITIONS
+
+
+def features_in_part(channels: int, features: int) -> int:
+    """How many features' weights fit the cache, in equal parts."""
+    return largest_divisor(features, MOST_WEIGHTS // channels)
 
 
 def _suits_winograd_kernel_grad(g: ConvGeometry, batch: int, channels: int, features: int) -> bool:
@@ -252,7 +263,7 @@ def _suits_taps(g: ConvGeometry, batch: int, channels: int, features: int) -> bo
 def _suits_taps_forward(g: ConvGeometry, batch: int, channels: int, features: int) -> bool:
     """Whether views of all taps are few columns, which enough outputs share, of what is else one thread's."""
     w = g.window
-    if w.rank != 2 or {*w.input_dilation, g.feature_group_count} != {1} or min(channels, features // 5) < 3:
+    if w.rank != 2 or {*w.input_dilation, g.feature_group_count} != {1} or channels < 3 or features < 15:
         return False
     columns, positions = w.taps * channels, math.prod(w.output_shape)
     if columns > SOME_COLUMNS or columns * positions > CELLS or batch * positions < 2 * MANY_POSITIONS:

@@ -94,13 +94,8 @@ def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry, mapped: bool = 
         return _textbook.exchange_channels(_textbook.rot180(exchanged, w.rank), groups)
 
     name, _ = kernel_grad_form(g, x.shape[0], x.shape[-1], delta.shape[-1])
-    if (
-        mapped
-        and name == "textbook"
-        and w.rank == groups == 1
-        and w.input_dilation == (1,)
-        and w.taps <= _choice.MAX_TAPS
-    ):
+    has_views = w.rank == groups == 1 and w.input_dilation == (1,) and w.taps <= _choice.MAX_TAPS
+    if mapped and name == "textbook" and has_views:
         return _taps.taps_kernel_grad(x, delta, g)
     match name:
         case "mirrored":
@@ -142,10 +137,10 @@ def _padded(x: jax.Array, g: ConvGeometry) -> tuple[jax.Array, ConvGeometry]:
     """The input with its padding written out, no smaller than the window or delta that slides over it; what is left."""
     w = g.window
     x = written(pad_axes(x, range(1, w.rank + 1), read_padding(w), 0))
-    return x, g._replace(window=w._replace(input_shape=x.shape[1:-1], padding=((0, 0),) * w.rank))
+    return x, g._replace(window=w.unpadded(x.shape[1:-1]))
 
 
-def _in_blocks(form: Callable[..., jax.Array], x: jax.Array, g: ConvGeometry, cells: int, times: int = 1) -> jax.Array:
+def _in_blocks(form: Callable[..., jax.Array], x: jax.Array, g: ConvGeometry, cells: int) -> jax.Array:
     """The form on all of the input where its temporaries fit, `cells` numbers for each output; else block by block."""
     blocks = cut(g, x.shape[0], cells)
     return form(x, g) if blocks.count == 1 else map_blocks(form, x, g, blocks)
@@ -153,8 +148,8 @@ def _in_blocks(form: Callable[..., jax.Array], x: jax.Array, g: ConvGeometry, ce
 
 def _some_features(form: Callable[[jax.Array], jax.Array], a: jax.Array, channels: int) -> jax.Array:
     """The form of so many features at a time, the last axis of `a` and of the result, that weights fit the cache."""
-    count = a.shape[-1] // largest_divisor(a.shape[-1], _choice.MOST_WEIGHTS // channels)
-    return form(a) if count == 1 else _part_by_part(lambda i: form(channel_block(a, i, count)), count, a)
+    count = a.shape[-1] // _choice.features_in_part(channels, a.shape[-1])
+    return _part_by_part(lambda i: form(channel_block(a, i, count)), count, a)
 
 
 def _project_then_add(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:

@@ -112,8 +112,7 @@ def _window_rows(padded: jax.Array, w: Window, first: jax.Array | int, count: in
     reach = (w.output_shape[axis] - 1) * w.strides[axis] + dilated_size(count, w.dilation[axis])
     cells = lax.dynamic_slice_in_dim(padded, first * w.dilation[axis], reach, axis=axis + 1)
     window = (*w.window_shape[:axis], count, *w.window_shape[axis + 1 :])
-    part = w._replace(input_shape=cells.shape[1 : w.rank + 1], window_shape=window, padding=((0, 0),) * w.rank)
-    return part, cells
+    return w.unpadded(cells.shape[1 : w.rank + 1], window_shape=window), cells
 
 
 def _kernel_sums(x: jax.Array, delta: jax.Array, w: Window, bands: int) -> jax.Array:

@@ -1,6 +1,7 @@
 """Matrix products of the taps' shifted views of the input."""
 
 import math
+from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +30,7 @@ def project_then_add(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Ar
 
 def taps_forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
     """The views of all taps side by side times the kernel: one matrix product."""
-    views = jnp.concatenate(list(tap_views(x, g.window, 0)), axis=-1)
+    views = _columns(tap_views(x, g.window, 0))
     return jnp.matmul(views, kernel.reshape(-1, kernel.shape[-1]), precision=g.precision)
 
 
@@ -38,7 +39,7 @@ def taps_kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Arr
     channels, features = x.shape[-1], delta.shape[-1]
 
     def product(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
-        views = jnp.concatenate(list(tap_views(x, g.window, 0)), axis=-1)
+        views = _columns(tap_views(x, g.window, 0))
         return jnp.matmul(delta.reshape(-1, features).T, views.reshape(-1, views.shape[-1]), precision=g.precision)
 
     blocks = cut(g, x.shape[0], max(g.window.taps * channels, FEWEST_CELLS))
@@ -61,7 +62,7 @@ def rows_kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Arr
             strides=(1, *w.strides[1:]),
             output_shape=(x.shape[1], *w.output_shape[1:]),
         )
-        views = jnp.concatenate(list(tap_views(x, row, 0)), axis=-1)
+        views = _columns(tap_views(x, row, 0))
         columns = delta.reshape(-1, features)
         by_row = [rows.reshape(-1, rows.shape[-1]) for rows in first_axis_views(views, w)]
         if large_kernel:
@@ -86,3 +87,8 @@ def grouped_kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry, togethe
     )
     products = products.reshape(count, -1, together, c, together, o)
     return jnp.einsum("ntbcbo->tcnbo", products).reshape(*window, c, delta.shape[-1])
+
+
+def _columns(views: Iterable[jax.Array]) -> jax.Array:
+    """Views as columns of one array."""
+    return jnp.concatenate(list(views), axis=-1)

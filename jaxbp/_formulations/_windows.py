@@ -209,6 +209,12 @@ def _first_inside(w: Window, like: jax.Array) -> jax.Array:
     return jnp.broadcast_to(jnp.where(inside, first, w.taps), like.shape)
 
 
+def pad_to(x: jax.Array, sizes: Sequence[int]) -> jax.Array:
+    """Zeros behind the cells of (N, *spatial, C), up to these sizes."""
+    axes = range(1, len(sizes) + 1)
+    return pad_axes(x, axes, [(0, size - x.shape[axis]) for axis, size in zip(axes, sizes, strict=True)], 0)
+
+
 def pad_axes(x: jax.Array, axes: Sequence[int], pads: Sequence[tuple[int, int]], fill: float | int | bool) -> jax.Array:
     """Pad (or, where negative, crop) some axes of x with a constant."""
     config = [(0, 0, 0)] * x.ndim

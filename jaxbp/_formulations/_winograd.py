@@ -22,7 +22,7 @@ import numpy as np
 
 from .._geometry import ConvGeometry
 from ._blocks import CELLS, Blocks, cut, map_blocks, sum_blocks
-from ._windows import pad_axes
+from ._windows import pad_to
 
 WEIGHTS = np.array([[1, 0, 0], [0, 0, 1], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5]])
 # Along an axis, a tile's cells: outputs, and inputs with those that it shares with the next tile.
@@ -61,9 +61,9 @@ def blocks(g: ConvGeometry, batch: int, channels: int, features: int, kernel_gra
     rank = g.window.rank
     per_output = (INPUTS // OUTPUTS) ** rank * max(channels, features)
     image = per_output * math.prod(g.window.output_shape)
-    large = INPUTS**rank * channels * features >= CELLS
-    times = 1 if large != kernel_grad else 2
-    return cut(g, batch, per_output, OUTPUTS, 2 if CELLS < image <= 2 * CELLS else times if image <= CELLS else 1)
+    large_weights = INPUTS**rank * channels * features >= CELLS
+    twice = large_weights == kernel_grad if image <= CELLS else image <= 2 * CELLS
+    return cut(g, batch, per_output, OUTPUTS, times=2 if twice else 1)
 
 
 def tile_counts(g: ConvGeometry) -> list[int]:
@@ -78,9 +78,9 @@ def _weights(rank: int, dtype: jnp.dtype) -> jax.Array:
 
 def _tiles_of_input(x: jax.Array, counts: list[int]) -> jax.Array:
     """(products, tiles, C): what the products take of a block of the padded input."""
-    n, *sizes, channels = x.shape
+    n, *_, channels = x.shape
     read = [(count + 1) * OUTPUTS for count in counts]
-    x = pad_axes(x, range(1, x.ndim - 1), [(0, new - old) for new, old in zip(read, sizes, strict=True)], 0)
+    x = pad_to(x, read)
     for axis in reversed(range(len(counts))):
         x = _inputs(x.reshape(-1, read[axis], math.prod(counts[axis + 1 :]) * channels))
     return x.reshape(-1, n * math.prod(counts), channels)
@@ -88,9 +88,8 @@ def _tiles_of_input(x: jax.Array, counts: list[int]) -> jax.Array:
 
 def _tiles_of_delta(delta: jax.Array, counts: list[int]) -> jax.Array:
     """(products, tiles, O): the gradient of the products, each with what it added to its tile's outputs."""
-    n, *sizes, features = delta.shape
-    ends = [(0, count * OUTPUTS - size) for count, size in zip(counts, sizes, strict=True)]
-    delta = pad_axes(delta, range(1, delta.ndim - 1), ends, 0)
+    n, *_, features = delta.shape
+    delta = pad_to(delta, [count * OUTPUTS for count in counts])
     for axis in reversed(range(len(counts))):
         delta = _outputs_back(delta.reshape(-1, counts[axis], OUTPUTS, math.prod(counts[axis + 1 :]) * features))
     return delta.reshape(-1, n * math.prod(counts), features)
