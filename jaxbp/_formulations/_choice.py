@@ -210,7 +210,9 @@ def _suits_winograd_forward(g: ConvGeometry, batch: int, channels: int, features
 
 def _in_parts(g: ConvGeometry, batch: int, channels: int, features: int) -> bool:
     """Whether large weights are transformed for some features at a time, each time for many positions."""
-    return channels * features > MOST_WEIGHTS and batch * math.prod(g.window.output_shape) >= 2 * FEW_POSITIONS
+    few_parts = 4 * channels * features_in_part(channels, features) >= MOST_WEIGHTS
+    many_positions = batch * math.prod(g.window.output_shape) >= 2 * FEW_POSITIONS
+    return channels * features > MOST_WEIGHTS and few_parts and many_positions
 
 
 def features_in_part(channels: int, features: int) -> int:
