@@ -316,6 +316,18 @@ def test_every_name_that_is_chosen_is_evaluated(choice, evaluation):
     assert names_of(choice) - {"textbook"} == strings(functions_of(_evaluation)[evaluation], "evaluated")
 
 
+@pytest.mark.parametrize("features", [257, 300, 512, 514, 521, 1000, 1024])
+def test_large_weights_are_cut_into_few_parts(features):
+    """Features that do not divide are not taken one by one, in as many passes over the input."""
+    g = ConvGeometry(conv_window("test", (2, 28, 28, 512), (3, 3, 512, features), 1, "SAME", 1, 1, 1), 1)
+    for choice in (_choice.forward_form, _choice.input_grad_form, _choice.kernel_grad_form):
+        name, _ = choice(g, 2, 512, features)
+        inputs, outputs = (features, 512) if choice is _choice.input_grad_form else (512, features)
+        if name == "winograd in parts":
+            count = outputs // _choice.features_in_part(inputs, outputs)
+            assert count * _choice.MOST_WEIGHTS <= 4 * inputs * outputs
+
+
 @settings(max_examples=1500)
 @given(st.data())
 def draw_names(seen, data):
