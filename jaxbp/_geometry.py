@@ -333,6 +333,21 @@ def transposed(window: Window) -> Window:
     )
 
 
+def outputs_inside(window: Window) -> tuple[Pairs, ...]:
+    """Along every axis, for every tap, the outputs (from, up to) for which it reads input, undilated, not padding."""
+    axes = []
+    for axis, (low, _) in enumerate(window.padding):
+        pairs = []
+        for tap in range(window.window_shape[axis]):
+            # The cell that this tap reads for the first output.
+            start = tap * window.dilation[axis] - low
+            first = max(0, -(start // window.strides[axis]))
+            end = min(window.output_shape[axis], -((start - window.input_shape[axis]) // window.strides[axis]))
+            pairs.append((first, max(first, end)))
+        axes.append(tuple(pairs))
+    return tuple(axes)
+
+
 def _places(cells: int, span: int, stride: int, ceil_end: int | None) -> int:
     """How many windows fit; with `ceil_end` one more may hang over the end if it starts before `ceil_end`."""
     if not is_static([cells, span]):

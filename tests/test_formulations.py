@@ -30,6 +30,7 @@ from jaxbp._formulations import (
     _blocks,
     _choice,
     _evaluation,
+    _inside,
     _multiply_add,
     _phases,
     _product,
@@ -42,7 +43,7 @@ from jaxbp._formulations import (
     _winograd,
 )
 from jaxbp._formulations._memory import written
-from jaxbp._geometry import ConvGeometry, conv_window
+from jaxbp._geometry import ConvGeometry, conv_window, transposed
 
 # ------------------------------------------------------------------ geometries that a form is made for
 
@@ -106,6 +107,11 @@ def taps_apart(case: Conv) -> Conv:
     return case._replace(arguments=case.arguments | dict(strides=1))
 
 
+def taken_back(form: Callable) -> Callable:
+    """A forward form that takes delta back by itself, as the input's gradient."""
+    return lambda delta, kernel, g: form(delta, kernel, g._replace(window=transposed(g.window)), back=True)
+
+
 class Form(NamedTuple):
     """A form, the map that it evaluates, the geometries it takes, and how it is called on (a, b, g)."""
 
@@ -137,7 +143,11 @@ FORMS = [
         lambda x, d, g: _taps.grouped_kernel_grad(x, d, g, g.feature_group_count),
     ),
     Form(_winograd.forward, "forward", threes),
+    Form(_winograd.forward, "input", threes, taken_back(_winograd.forward)),
     Form(_winograd.kernel_grad, "kernel", threes),
+    Form(_inside.forward, "forward", one_group),
+    Form(_inside.forward, "input", taps_apart, taken_back(_inside.forward)),
+    Form(_inside.kernel_grad, "kernel", one_group),
     Form(_phases.forward, "forward", taps_apart, lambda x, k, g: _phases.forward(x, k, g, _textbook.forward)),
     Form(
         _phases.kernel_grad, "kernel", taps_apart, lambda x, d, g: _phases.kernel_grad(x, d, g, _textbook.kernel_grad)
@@ -172,6 +182,9 @@ CUT = (
     _taps.rows_kernel_grad,
     _winograd.forward,
     _winograd.kernel_grad,
+    _inside.forward,
+    _inside.kernel_grad,
+    _side_by_side.forward,
     _subpixel.forward,
     _evaluation._image_by_image,
 )
@@ -269,7 +282,12 @@ def test_every_form_is_tested():
     helpers = {
         "_choice": {"forward_form", "input_grad_form", "kernel_grad_form", "apart", "as_blocks", "features_in_part"},
         "_textbook": {"rot180", "exchange_channels"},
-        "_blocks": {"channel_block", "cut", "largest_divisor", "map_blocks", "map_images", "sum_blocks"},
+        "_blocks": {
+            *("block", "channel_block", "cut", "largest_divisor"),
+            *("map_blocks", "map_images", "put_together", "sum_blocks", "sum_images"),
+        },
+        "_product": {"over_positions"},
+        "_inside": {"share_inside"},
         "_winograd": {"blocks", "tile_counts"},
         "_phases": {"phases"},
         "_side_by_side": {"images_in_a_row", "tasks"},
@@ -283,6 +301,14 @@ def test_every_form_is_tested():
             own = inspect.isfunction(value) and value.__module__.endswith(module.name)
             if own and not name.startswith("_") and name not in helpers.get(module.name, ()):
                 assert f"{module.name}.{name}" in tested
+
+
+@pytest.mark.parametrize("channels, features", [(3, 256), (256, 3), (64, 64), (300, 256), (1, 1)])
+@pytest.mark.parametrize("positions", [0, 1, 700, 768, 3072, 3073])
+def test_sum_over_positions(positions, channels, features):
+    """In either order, in halves or not."""
+    x, delta = integers(1, (positions, channels)), integers(2, (positions, features))
+    assert_exact(_product.over_positions(jnp.asarray(x), jnp.asarray(delta), None), x.T @ delta)
 
 
 def strings(node, kind):

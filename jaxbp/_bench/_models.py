@@ -118,8 +118,8 @@ def jax_layers(ops: ModuleType) -> Layers:
     def norm(x, axes, scale, offset):
         mean = jnp.mean(x, axes, keepdims=True)
         variance = jnp.mean(jnp.square(x - mean), axes, keepdims=True)
-        normal = (x - mean) * jax.lax.rsqrt(variance + 1e-5)
-        return normal * jnp.broadcast_to(1 + scale, x.shape) + jnp.broadcast_to(offset, x.shape)
+        scale, offset = (jnp.expand_dims(a, range(x.ndim - 1)) for a in (scale, offset))
+        return (x - mean) * (jax.lax.rsqrt(variance + 1e-5) * (1 + scale)) + offset
 
     return Layers(
         conv,

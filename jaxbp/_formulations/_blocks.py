@@ -54,8 +54,13 @@ def largest_divisor(size: int, most: int) -> int:
 
 def channel_block(a: jax.Array, i: jax.Array | int, count: int) -> jax.Array:
     """The i-th of `count` equal parts of the last axis."""
-    size = a.shape[-1] // count
-    return lax.dynamic_slice_in_dim(a, i * size, size, axis=a.ndim - 1)
+    return block(a, i, count, a.ndim - 1)
+
+
+def block(a: jax.Array, i: jax.Array | int, count: int, axis: int) -> jax.Array:
+    """The i-th of `count` equal parts of an axis."""
+    size = a.shape[axis] // count
+    return lax.dynamic_slice_in_dim(a, i * size, size, axis=axis)
 
 
 def map_images(form: Callable[[jax.Array], jax.Array], x: jax.Array, cells: int, times: int = 1) -> jax.Array:
@@ -64,9 +69,20 @@ def map_images(form: Callable[[jax.Array], jax.Array], x: jax.Array, cells: int,
     if images == x.shape[0]:
         return form(x)
     # Cut out in the loop: an axis of one image in front of it would be laid out anew, as a copy of the whole input.
-    first = jnp.arange(0, x.shape[0], images, dtype=jnp.int32)
-    z = lax.map(lambda i: form(lax.dynamic_slice_in_dim(x, i, images)), first)
-    return z.reshape(-1, *z.shape[2:])
+    return put_together(lambda i: form(lax.dynamic_slice_in_dim(x, i * images, images)), x.shape[0] // images, x, 0)
+
+
+def put_together(form: Callable[[jax.Array | int], jax.Array], count: int, like: jax.Array, axis: int) -> jax.Array:
+    """`form(i)` for so many i, one after the other, each written to its place along an axis."""
+    part = jax.eval_shape(lambda: form(0))
+    shape = (*part.shape[:axis], count * part.shape[axis], *part.shape[axis + 1 :])
+
+    def put(i: jax.Array, z: jax.Array) -> jax.Array:
+        return lax.dynamic_update_slice_in_dim(z, form(i), i * part.shape[axis], axis)
+
+    # Any number will do, as all are overwritten. Zeros would be one array for all layers, kept, and copied for each.
+    number = lax.slice(like, (0,) * like.ndim, (1,) * like.ndim).reshape(())
+    return lax.fori_loop(0, count, put, jnp.broadcast_to(number, shape))
 
 
 def map_blocks(form: Callable[..., jax.Array], x: jax.Array, g: ConvGeometry, blocks: Blocks) -> jax.Array:
@@ -75,7 +91,7 @@ def map_blocks(form: Callable[..., jax.Array], x: jax.Array, g: ConvGeometry, bl
     if blocks.count == 1:
         z = form(x_block(0), blocks.geometry)
     else:
-        z = lax.map(lambda i: form(x_block(i), blocks.geometry), jnp.arange(blocks.count, dtype=jnp.int32))
+        z = put_together(lambda i: form(x_block(i), blocks.geometry), blocks.count, x, 0)
     z = z.reshape(x.shape[0], blocks.bands * blocks.rows, *g.window.output_shape[1:], z.shape[-1])
     return z[:, : g.window.output_shape[0]]
 
@@ -90,16 +106,27 @@ def sum_blocks(
     def delta_block(i: jax.Array | int) -> jax.Array:
         return _band(_images(delta, i, blocks), i, blocks, blocks.rows, blocks.rows)
 
-    if blocks.count == 1:
-        return form(x_block(0), delta_block(0), blocks.geometry)
+    return _sum(lambda i: form(x_block(i), delta_block(i), blocks.geometry), blocks.count, x)
 
-    shape = jax.eval_shape(lambda: form(x_block(0), delta_block(0), blocks.geometry)).shape
-    return lax.fori_loop(
-        0,
-        blocks.count,
-        lambda i, total: total + form(x_block(i), delta_block(i), blocks.geometry),
-        jnp.zeros_like(x, shape=shape),
-    )
+
+def sum_images(
+    form: Callable[[jax.Array, jax.Array], jax.Array], x: jax.Array, delta: jax.Array, cells: int, times: int = 1
+) -> jax.Array:
+    """The sum of `form(x, delta)` of so many images at a time that `cells` numbers for each fit `times * CELLS`."""
+    images = largest_divisor(x.shape[0], times * CELLS // cells)
+
+    def part(i: jax.Array | int) -> jax.Array:
+        return form(*(lax.dynamic_slice_in_dim(a, i * images, images) for a in (x, delta)))
+
+    return _sum(part, x.shape[0] // images, x)
+
+
+def _sum(form: Callable[[jax.Array | int], jax.Array], count: int, like: jax.Array) -> jax.Array:
+    """`form(i)` added up over so many i, one after the other."""
+    if count == 1:
+        return form(0)
+    none = jnp.zeros_like(like, shape=jax.eval_shape(lambda: form(0)).shape)
+    return lax.fori_loop(0, count, lambda i, total: total + form(i), none)
 
 
 def _input_blocks(x: jax.Array, g: ConvGeometry, blocks: Blocks) -> Callable[..., jax.Array]:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import jaxlib
 
 from .._geometry import ConvGeometry, Window, is_static, transposed
-from . import _phases, _side_by_side, _winograd
+from . import _inside, _phases, _side_by_side, _winograd
 from ._blocks import CELLS, largest_divisor
 from ._windows import Choice
 
@@ -22,13 +22,15 @@ MULTIPLY_ADD_TERMS = 40  # taps times channels of a group
 DENSE_MULTIPLY_ADD_TERMS = 32  # the same in a single group
 FEW_WEIGHTS = 512
 LARGE_WINDOW = 25  # taps
+MANY_WEIGHTS = 256  # of a tap, for each position
+MOST_INSIDE = 0.6  # of what windows read, for a product for each tap
 MAX_ROWS = 16  # of a window, side by side before a banded matrix
 MOST_ZEROS = 8  # numbers of a banded matrix for each that is a weight
 FEWEST_TILES = 128  # of a whole batch, to share Winograd's weights
 MOST_WEIGHTS = 1 << 17  # channels times features, to be transformed for Winograd
 MOST_PARTS = 1 << 17  # numbers: an image's outputs, each tap's by itself, of which some images fit the cache
 FEW_PRODUCTS = 64  # channels times features, for which every tap's part is a product of its own
-FEW_VIEWS = 16  # taps side by side, that are worth their compile time
+FEW_VIEWS = 16  # taps side by side or one by one, that are worth their compile time
 SMALL_WINDOW = 7  # taps
 FEW_COLUMNS = 72  # taps times channels, side by side in one product
 SOME_COLUMNS = 81  # the same for a forward sum
@@ -78,6 +80,8 @@ def forward_form(g: ConvGeometry, batch: int, channels: int, features: int) -> C
     few = features <= 4 and weights <= cheap
     if groups == 1 and few and w.taps <= DENSE_MULTIPLY_ADD_TERMS and set(w.strides) <= {1}:
         return "project then add", "few outputs: one matrix product, then shifted sums"
+    if _suits_inside(g, batch, channels, features):
+        return "inside", "much padding, or few positions for the weights: every tap by itself, without the zeros"
     if groups == 1 and w.rank > 2 and w.window_shape[0] <= MAX_TAPS:
         return "fold", "no fast convolution beyond two dimensions: the first axis becomes channels and images"
     if tiles := _in_tiles(_suits_winograd_forward, g, batch, channels, features):
@@ -108,6 +112,8 @@ def kernel_grad_form(g: ConvGeometry, batch: int, channels: int, features: int) 
         return "product", "windows do not overlap: one matrix product"
     if groups == 1 and apart(as_blocks(transposed(w))):
         return "mirrored", "the same sum with input and delta exchanged: windows do not overlap"
+    if _suits_inside(g, batch, channels, features):
+        return "inside", "much padding, or few positions for the weights: every tap by itself, without the zeros"
     if groups == 1 and w.rank > 2 and w.window_shape[0] <= MAX_TAPS:
         return "fold", "no fast convolution beyond two dimensions: the first axis becomes channels and images"
     if w.rank == 0:
@@ -173,6 +179,15 @@ def _suits_bands(g: ConvGeometry, batch: int, channels: int, features: int) -> b
     return channels <= 16 and features < 8 and columns >= 64 and rows >= 256
 
 
+def _suits_inside(g: ConvGeometry, batch: int, channels: int, features: int) -> bool:
+    """Whether much of what a few taps read is padding, or they have few positions; and products are not too narrow."""
+    w = g.window
+    if {*w.input_dilation, g.feature_group_count} != {1} or not 1 < w.taps <= FEW_VIEWS:
+        return False
+    few_positions = MANY_WEIGHTS * batch * math.prod(w.output_shape) <= channels * features
+    return min(channels, features) >= FEW_FEATURES and (few_positions or _inside.share_inside(w) <= MOST_INSIDE)
+
+
 def _in_tiles(
     suits: Callable[[ConvGeometry, int, int, int], bool], g: ConvGeometry, batch: int, channels: int, features: int
 ) -> Choice | None:
@@ -200,7 +215,7 @@ def _suits_winograd(g: ConvGeometry, batch: int, channels: int, features: int) -
 
 
 def _suits_winograd_forward(g: ConvGeometry, batch: int, channels: int, features: int) -> bool:
-    """Whether, moreover, an image fits the cache or has many channels, and large weights have many positions."""
+    """Whether, moreover, an image fits the cache or has many channels, and large weights few parts."""
     if not _suits_winograd(g, batch, channels, features):
         return False
     one_band = _winograd.blocks(g, batch, channels, features).bands == 1
@@ -209,10 +224,9 @@ def _suits_winograd_forward(g: ConvGeometry, batch: int, channels: int, features
 
 
 def _in_parts(g: ConvGeometry, batch: int, channels: int, features: int) -> bool:
-    """Whether large weights are transformed for some features at a time, each time for many positions."""
+    """Whether weights are large, to be transformed for some features at a time, a few times."""
     few_parts = 4 * channels * features_in_part(channels, features) >= MOST_WEIGHTS
-    many_positions = batch * math.prod(g.window.output_shape) >= 2 * FEW_POSITIONS
-    return channels * features > MOST_WEIGHTS and few_parts and many_positions
+    return channels * features > MOST_WEIGHTS and few_parts
 
 
 def features_in_part(channels: int, features: int) -> int:
@@ -234,8 +248,6 @@ def _suits_side_by_side(g: ConvGeometry, batch: int, channels: int, features: in
     """Whether narrow images make several tasks together, and so much work that two copies are little of it."""
     w = g.window
     if w.rank != 2 or {*w.input_dilation, g.feature_group_count} != {1}:
-        return False
-    if batch * math.prod(w.input_shape) * channels >= MOST_OUTPUTS:
         return False
     copied = math.prod(w.strides) * channels + features
     if MULTIPLICATIONS * copied > w.taps * channels * features:

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 
 from .._batching import one_by_one
 from .._geometry import ConvGeometry, read_padding, transposed
@@ -13,6 +12,7 @@ from . import (
     _axes,
     _bands,
     _choice,
+    _inside,
     _multiply_add,
     _phases,
     _product,
@@ -22,22 +22,41 @@ from . import (
     _textbook,
     _winograd,
 )
-from ._blocks import channel_block, cut, largest_divisor, map_blocks, map_images, sum_blocks
+from ._blocks import block, channel_block, cut, largest_divisor, map_blocks, map_images, put_together, sum_blocks
 from ._choice import as_blocks, forward_form, kernel_grad_form
 from ._memory import written
 from ._windows import pad_axes
 
 
-def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
-    """Evaluate the forward sum in the chosen form."""
+def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry, back: bool = False) -> jax.Array:
+    """Evaluate the forward sum in the chosen form; taken back, of delta, with the kernel rotated and exchanged."""
     w, groups = g.window, g.feature_group_count
-    name, _ = forward_form(g, x.shape[0], x.shape[-1], kernel.shape[-1])
+    features = groups * kernel.shape[-2] if back else kernel.shape[-1]
+    name, _ = forward_form(g, x.shape[0], x.shape[-1], features)
+    if name == "product" and w.taps == 1 and back:
+        name = "transposed product"
+
+    def rotated() -> jax.Array:
+        return _textbook.exchange_channels(_textbook.rot180(kernel, w.rank), groups)
+
+    # Forms that read the kernel as it is: a rotated one would be a copy.
+    match name:
+        case "winograd":
+            return _winograd.forward(x, kernel, g, back)
+        case "winograd in parts":
+            axis = kernel.ndim - (2 if back else 1)
+            return _some_features(lambda kernel: _winograd.forward(x, kernel, g, back), kernel, x.shape[-1], axis)
+        case "inside":
+            return _inside.forward(x, kernel, g, back)
+        case "phases":
+            return _phases.forward(x, kernel, g, partial(forward, back=back))
+        case "transposed product":
+            g = g._replace(window=as_blocks(transposed(w)))
+            return _product.transposed(x, kernel if back else rotated(), g)
+    kernel = rotated() if back else kernel
     match name:
         case "product":
             return _product.forward(x, kernel, g._replace(window=as_blocks(w)))
-        case "transposed product":
-            back = _textbook.exchange_channels(_textbook.rot180(kernel, w.rank), groups)
-            return _product.transposed(x, back, g._replace(window=as_blocks(transposed(w))))
         case "sub-pixel":
             return _subpixel.forward(x, kernel, g, forward)
         case "image by image":
@@ -56,12 +75,6 @@ def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
         case "fold":
             cells = w.window_shape[0] * x.shape[-1]
             return _in_blocks(lambda x, g: _axes.fold_forward(x, kernel, g, forward), x, g, cells)
-        case "winograd":
-            return _winograd.forward(x, kernel, g)
-        case "winograd in parts":
-            return _some_features(lambda kernel: _winograd.forward(x, kernel, g), kernel, x.shape[-1])
-        case "phases":
-            return _phases.forward(x, kernel, g, forward)
         case "side by side":
             return _side_by_side.forward(x, kernel, g)
         case "padded":
@@ -71,9 +84,8 @@ def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
 
 def input_grad(delta: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
     """Evaluate the input's gradient: the forward sum of delta and the rotated kernel."""
-    rotated = _textbook.exchange_channels(_textbook.rot180(kernel, g.window.rank), g.feature_group_count)
-    back = transposed(as_blocks(g.window))
-    return forward(delta, rotated, g._replace(window=back, preferred_element_type=None))
+    back = g._replace(window=transposed(as_blocks(g.window)), preferred_element_type=None)
+    return forward(delta, kernel, back, back=True)
 
 
 def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry, mapped: bool = False) -> jax.Array:
@@ -114,7 +126,9 @@ def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry, mapped: bool = 
             return alone(_winograd.kernel_grad)(x, delta, g)
         case "winograd in parts":
             form = alone(_winograd.kernel_grad)
-            return _some_features(lambda delta: form(x, delta, g), delta, x.shape[-1])
+            return _some_features(lambda delta: form(x, delta, g), delta, x.shape[-1], delta.ndim - 1)
+        case "inside":
+            return alone(_inside.kernel_grad)(x, delta, g)
         case "phases":
             return _phases.kernel_grad(x, delta, g, again)
         case "taps":
@@ -146,10 +160,10 @@ def _in_blocks(form: Callable[..., jax.Array], x: jax.Array, g: ConvGeometry, ce
     return form(x, g) if blocks.count == 1 else map_blocks(form, x, g, blocks)
 
 
-def _some_features(form: Callable[[jax.Array], jax.Array], a: jax.Array, channels: int) -> jax.Array:
-    """The form of so many features at a time, the last axis of `a` and of the result, that weights fit the cache."""
-    count = a.shape[-1] // _choice.features_in_part(channels, a.shape[-1])
-    return _part_by_part(lambda i: form(channel_block(a, i, count)), count, a)
+def _some_features(form: Callable[[jax.Array], jax.Array], a: jax.Array, channels: int, axis: int) -> jax.Array:
+    """The form of so many features at a time, an axis of `a` and the last of the result, that weights fit the cache."""
+    count = a.shape[axis] // _choice.features_in_part(channels, a.shape[axis])
+    return put_together(lambda i: form(block(a, i, count, axis)), count, a, a.ndim - 1)
 
 
 def _project_then_add(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
@@ -174,14 +188,4 @@ def _group_by_group(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Arr
     def group(i: jax.Array | int) -> jax.Array:
         return _textbook.forward(channel_block(x, i, groups), channel_block(kernel, i, groups), alone)
 
-    return _part_by_part(group, groups, x)
-
-
-def _part_by_part(form: Callable[[jax.Array | int], jax.Array], count: int, like: jax.Array) -> jax.Array:
-    """The result's last axis in so many parts, one after the other, each written to its place."""
-    shape = jax.eval_shape(lambda: form(0)).shape
-
-    def add_part(i: jax.Array, z: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_update_slice_in_dim(z, form(i), i * shape[-1], axis=z.ndim - 1)
-
-    return jax.lax.fori_loop(0, count, add_part, jnp.zeros_like(like, shape=(*shape[:-1], count * shape[-1])))
+    return put_together(group, groups, x, x.ndim - 1)

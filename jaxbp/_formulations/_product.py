@@ -1,11 +1,17 @@
 """Matrix products: convolutions whose windows do not overlap, where every input cell meets one position only."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from .._geometry import ConvGeometry, Window, read_padding
 from ._windows import pad_axes
+
+# Where the measurements change sides.
+WIDE = 256
+FEW_OUTPUTS = 1 << 14
 
 
 def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
@@ -22,19 +28,29 @@ def transposed(delta: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Arra
 
 
 def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
-    """Delta, transposed, times the windows in rows: of the two orders the one that runs along memory.
-
-    A long sum of few outputs is taken in two halves where windows are cells: one product leaves a core without work.
-    """
+    """The windows in rows, times delta, summed over all positions."""
     rows = _windows_as_rows(x, g.window)
-    rows, columns = rows.reshape(-1, rows.shape[-1]), delta.reshape(-1, delta.shape[-1])
-    (count, cells), features = rows.shape, columns.shape[-1]
-    if g.window.taps == 1 and features < cells <= count // 3 and count % 2 == 0:
-        halves = [a.reshape(2, count // 2, -1) for a in (columns, rows)]
-        product = jnp.einsum("hmo,hmc->hoc", *halves, precision=g.precision).sum(0)
+    rows, delta = rows.reshape(-1, rows.shape[-1]), delta.reshape(-1, delta.shape[-1])
+    product = over_positions(rows, delta, g.precision)
+    return product.reshape(*g.window.window_shape, x.shape[-1], delta.shape[-1])
+
+
+def over_positions(x: jax.Array, delta: jax.Array, precision: Any) -> jax.Array:
+    """(..., C, O), the sum of x times delta over the positions of (..., positions, C) and (..., positions, O).
+
+    A product reads one of them across memory: the narrower one. A long sum of few but wide rows is taken in two
+    halves, as a single product leaves a core without work.
+    """
+    narrow, wide = sorted((x, delta), key=lambda a: a.shape[-1])
+    positions, columns = wide.shape[-2:]
+    outputs = narrow.shape[-1] * columns
+    long = positions >= (3 if outputs <= FEW_OUTPUTS else 12) * columns
+    if x.ndim == 2 and long and positions % 2 == 0 and columns >= WIDE and outputs <= 4 * FEW_OUTPUTS:
+        halves = [a.reshape(2, positions // 2, -1) for a in (narrow, wide)]
+        product = jnp.matmul(halves[0].swapaxes(1, 2), halves[1], precision=precision).sum(0)
     else:
-        product = jnp.matmul(columns.T, rows, precision=g.precision)
-    return product.T.reshape(*g.window.window_shape, x.shape[-1], features)
+        product = jnp.matmul(narrow.swapaxes(-2, -1), wide, precision=precision)
+    return product if narrow is x else product.swapaxes(-2, -1)
 
 
 def _windows_as_rows(x: jax.Array, w: Window) -> jax.Array:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from .._geometry import ConvGeometry, dilated_size, read_padding
 from . import _textbook
-from ._blocks import largest_divisor
+from ._blocks import CELLS, largest_divisor, map_images
 from ._windows import pad_axes
 
 # The compiler's cost of a task: (outputs along the last axis + features) times the numbers of a window.
@@ -20,7 +20,12 @@ TASK = 3 << 15
 
 
 def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
-    """The textbook form of so many images side by side that there is work for several threads."""
+    """The textbook form of so many images side by side that there is work for several threads; part by part."""
+    return map_images(lambda x: _strips(x, kernel, g), x, _cells(g, x.shape[-1]), times=2)
+
+
+def _strips(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
+    """Rows of images, with their padding between them, as wide images; and the outputs back in their place."""
     w, n, features = g.window, x.shape[0], kernel.shape[-1]
     *_, out = w.output_shape
     *_, stride = w.strides
@@ -44,14 +49,20 @@ def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
 
 
 def images_in_a_row(g: ConvGeometry, batch: int, channels: int, features: int) -> int:
-    """As many as make four tasks, if the batch has them."""
+    """As many as make four tasks, if the part of the batch that is taken at once has them."""
+    at_once = largest_divisor(batch, 2 * CELLS // _cells(g, channels))
     most = max(1, 4 * TASK // _numbers(g, channels) - features) // g.window.output_shape[-1]
-    return largest_divisor(batch, most)
+    return largest_divisor(at_once, most)
 
 
 def tasks(g: ConvGeometry, images: int, channels: int, features: int) -> float:
     """About how many tasks the compiler makes of so many images side by side, if more than one."""
     return (images * g.window.output_shape[-1] + features) * _numbers(g, channels) / TASK
+
+
+def _cells(g: ConvGeometry, channels: int) -> int:
+    """The numbers of an image."""
+    return math.prod(g.window.input_shape) * channels
 
 
 def _numbers(g: ConvGeometry, channels: int) -> int:

@@ -10,6 +10,7 @@ from jax import lax
 from .._geometry import ConvGeometry
 from ._blocks import channel_block, cut, sum_blocks
 from ._memory import written
+from ._product import over_positions
 from ._windows import first_axis_views, tap_views
 
 # For each output of a block, so that no product sums over so many positions that its rounding errors show.
@@ -35,25 +36,23 @@ def taps_forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
 
 
 def taps_kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
-    """Delta, transposed, times the views of all taps side by side, block by block: for few channels."""
+    """The views of all taps side by side times delta, summed over the positions, block by block: for few channels."""
     channels, features = x.shape[-1], delta.shape[-1]
 
     def product(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
         views = _columns(tap_views(x, g.window, 0))
-        return jnp.matmul(delta.reshape(-1, features).T, views.reshape(-1, views.shape[-1]), precision=g.precision)
+        return over_positions(_rows(views), _rows(delta), g.precision)
 
     blocks = cut(g, x.shape[0], max(g.window.taps * channels, FEWEST_CELLS))
-    return sum_blocks(product, x, delta, g, blocks).T.reshape(*g.window.window_shape, channels, features)
+    return sum_blocks(product, x, delta, g, blocks).reshape(*g.window.window_shape, channels, features)
 
 
 def rows_kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
-    """Delta, transposed, times the views of one row of taps side by side; block by block.
+    """The views of one row of taps side by side times delta, summed over the positions; block by block.
 
-    Of a product's two orders this is the one that runs along memory; its result is transposed, so that the other is
-    taken where the kernel is the largest of the three. The next row of taps reads the same views, some rows on.
+    The next row of taps reads the same views, some rows on.
     """
     channels, features = x.shape[-1], delta.shape[-1]
-    large_kernel = g.window.taps * channels > delta.size // features
 
     def products(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
         w = g.window
@@ -63,17 +62,11 @@ def rows_kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Arr
             output_shape=(x.shape[1], *w.output_shape[1:]),
         )
         views = _columns(tap_views(x, row, 0))
-        columns = delta.reshape(-1, features)
-        by_row = [rows.reshape(-1, rows.shape[-1]) for rows in first_axis_views(views, w)]
-        if large_kernel:
-            return jnp.stack([jnp.matmul(rows.T, columns, precision=g.precision) for rows in by_row])
-        return jnp.stack([jnp.matmul(columns.T, rows, precision=g.precision) for rows in by_row])
+        by_row = [over_positions(_rows(rows), _rows(delta), g.precision) for rows in first_axis_views(views, w)]
+        return jnp.stack(by_row)
 
     blocks = cut(g, x.shape[0], math.prod(g.window.window_shape[1:]) * channels)
-    sums = sum_blocks(products, x, delta, g, blocks)
-    if not large_kernel:
-        sums = sums.swapaxes(1, 2)
-    return sums.reshape(*g.window.window_shape, channels, features)
+    return sum_blocks(products, x, delta, g, blocks).reshape(*g.window.window_shape, channels, features)
 
 
 def grouped_kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry, together: int) -> jax.Array:
@@ -87,6 +80,11 @@ def grouped_kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry, togethe
     )
     products = products.reshape(count, -1, together, c, together, o)
     return jnp.einsum("ntbcbo->tcnbo", products).reshape(*window, c, delta.shape[-1])
+
+
+def _rows(a: jax.Array) -> jax.Array:
+    """(positions, channels)."""
+    return a.reshape(-1, a.shape[-1])
 
 
 def _columns(views: Iterable[jax.Array]) -> jax.Array:

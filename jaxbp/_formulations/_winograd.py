@@ -22,6 +22,7 @@ import numpy as np
 
 from .._geometry import ConvGeometry
 from ._blocks import CELLS, Blocks, cut, map_blocks, sum_blocks
+from ._product import over_positions
 from ._windows import pad_to
 
 WEIGHTS = np.array([[1, 0, 0], [0, 0, 1], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5]])
@@ -29,27 +30,31 @@ WEIGHTS = np.array([[1, 0, 0], [0, 0, 1], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5]])
 OUTPUTS, INPUTS = 2, 4
 
 
-def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
-    """Tiles of the input times the transformed weights, put together to outputs."""
+def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry, back: bool = False) -> jax.Array:
+    """Tiles of the input times the transformed weights, put together to outputs.
+
+    Taken back, of delta, the window is rotated and the sum over the kernel's features; no copy of it has to be.
+    """
     *_, channels, features = kernel.shape
-    weights = jnp.matmul(_weights(g.window.rank, kernel.dtype), kernel.reshape(-1, channels * features))
-    weights = weights.reshape(-1, channels, features)
+    taps = kernel.reshape(-1, channels * features)
+    weights = jnp.matmul(_weights(g.window.rank, kernel.dtype, rotated=back), taps).reshape(-1, channels, features)
 
     def outputs(x: jax.Array, g: ConvGeometry) -> jax.Array:
         counts = tile_counts(g)
-        z = _from_products(jnp.matmul(_tiles_of_input(x, counts), weights), x.shape[0], counts)
+        products = jnp.einsum("pto,pco->ptc" if back else "ptc,pco->pto", _tiles_of_input(x, counts), weights)
+        z = _from_products(products, x.shape[0], counts)
         return z[(slice(None), *(slice(out) for out in g.window.output_shape))]
 
     return map_blocks(outputs, x, g, blocks(g, x.shape[0], channels, features))
 
 
 def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
-    """Tiles of the input, transposed, times tiles of delta: the gradient of the transformed weights, taken back."""
+    """Tiles of the input times tiles of delta, over all tiles: the gradient of the transformed weights, taken back."""
     channels, features = x.shape[-1], delta.shape[-1]
 
     def products(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
         counts = tile_counts(g)
-        return jnp.matmul(_tiles_of_input(x, counts).swapaxes(1, 2), _tiles_of_delta(delta, counts))
+        return over_positions(_tiles_of_input(x, counts), _tiles_of_delta(delta, counts), g.precision)
 
     sums = sum_blocks(products, x, delta, g, blocks(g, x.shape[0], channels, features, kernel_grad=True))
     taps = jnp.matmul(_weights(g.window.rank, x.dtype).T, sums.reshape(-1, channels * features))
@@ -57,12 +62,12 @@ def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
 
 
 def blocks(g: ConvGeometry, batch: int, channels: int, features: int, kernel_grad: bool = False) -> Blocks:
-    """Blocks that leave the cache to large weights; a sum of large weights is written the less often instead."""
+    """Blocks that leave the cache to large weights, or to a kernel's gradient's two arrays of tiles."""
     rank = g.window.rank
     per_output = (INPUTS // OUTPUTS) ** rank * max(channels, features)
     image = per_output * math.prod(g.window.output_shape)
     large_weights = INPUTS**rank * channels * features >= CELLS
-    twice = large_weights == kernel_grad if image <= CELLS else image <= 2 * CELLS
+    twice = not (large_weights or kernel_grad) if image <= CELLS else image <= 2 * CELLS
     return cut(g, batch, per_output, OUTPUTS, times=2 if twice else 1)
 
 
@@ -71,9 +76,10 @@ def tile_counts(g: ConvGeometry) -> list[int]:
     return [-(-out // OUTPUTS) for out in g.window.output_shape]
 
 
-def _weights(rank: int, dtype: jnp.dtype) -> jax.Array:
+def _weights(rank: int, dtype: jnp.dtype, rotated: bool = False) -> jax.Array:
     """(4 ** rank, 3 ** rank): what the weights are transformed with."""
-    return jnp.asarray(reduce(np.kron, [WEIGHTS] * rank), dtype)
+    transform = reduce(np.kron, [WEIGHTS] * rank)
+    return jnp.asarray(transform[:, ::-1] if rotated else transform, dtype)
 
 
 def _tiles_of_input(x: jax.Array, counts: list[int]) -> jax.Array:

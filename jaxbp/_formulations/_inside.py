@@ -1,0 +1,77 @@
+"""Windows that read much padding: every tap by itself, with the cells inside the input alone.
+
+A convolution multiplies the zeros of its padding too: about half of all it multiplies where taps lie 12 cells apart on
+an input of 33x33, or where a window of 3x3 slides over one of 2x2. The outputs for which one tap reads the input are a
+rectangle, and so are the cells that it reads: a matrix product for each tap, and no zeros.
+"""
+
+import itertools
+import math
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from .._geometry import ConvGeometry, Window, outputs_inside
+from ._blocks import map_images, sum_images
+from ._product import over_positions
+
+Slices = tuple[slice, ...]
+
+
+def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry, back: bool = False) -> jax.Array:
+    """Each tap's cells times its weights, added where its outputs are; taken back, with the rotated window."""
+    w, channels, features = g.window, x.shape[-1], kernel.shape[-2 if back else -1]
+
+    def outputs(x: jax.Array) -> jax.Array:
+        z = jnp.zeros_like(x, shape=(x.shape[0], *w.output_shape, features))
+        for tap, cells, places in _rectangles(w):
+            weights = kernel[tuple(-1 - t for t in tap)].T if back else kernel[tap]
+            part = jnp.matmul(x[cells], weights, precision=g.precision)
+            z = lax.dynamic_update_slice(z, z[places] + part, [s.start or 0 for s in places] + [0])
+        return z
+
+    return map_images(outputs, x, _numbers(w, channels, features), times=2)
+
+
+def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
+    """Each tap's cells times the delta of its outputs, summed over them."""
+    w, channels, features = g.window, x.shape[-1], delta.shape[-1]
+
+    def products(x: jax.Array, delta: jax.Array) -> jax.Array:
+        none = jnp.zeros_like(x, shape=(channels, features))
+        by_tap = {
+            tap: over_positions(x[cells].reshape(-1, channels), delta[places].reshape(-1, features), g.precision)
+            for tap, cells, places in _rectangles(w)
+        }
+        taps = itertools.product(*map(range, w.window_shape))
+        return jnp.stack([by_tap.get(tap, none) for tap in taps])
+
+    sums = sum_images(products, x, delta, _numbers(w, channels, features), times=2)
+    return sums.reshape(*w.window_shape, channels, features)
+
+
+def share_inside(w: Window) -> float:
+    """Which part of what the windows read lies inside the input."""
+    axes = zip(outputs_inside(w), w.window_shape, w.output_shape, strict=True)
+    return math.prod(sum(end - first for first, end in pairs) / (k * out) for pairs, k, out in axes)
+
+
+def _rectangles(w: Window) -> Iterator[tuple[tuple[int, ...], Slices, Slices]]:
+    """Every tap that reads the input, the cells that it reads, and the outputs for which it reads them."""
+    by_axis = outputs_inside(w)
+    for tap in itertools.product(*map(range, w.window_shape)):
+        cells, places = [slice(None)], [slice(None)]
+        for axis, t in enumerate(tap):
+            first, end = by_axis[axis][t]
+            stride, start = w.strides[axis], t * w.dilation[axis] - w.padding[axis][0]
+            cells.append(slice(first * stride + start, max(0, (end - 1) * stride + start + 1), stride))
+            places.append(slice(first, end))
+        if all(place.start < place.stop for place in places[1:]):
+            yield tap, tuple(cells), tuple(places)
+
+
+def _numbers(w: Window, channels: int, features: int) -> int:
+    """Of an image's input and outputs."""
+    return math.prod(w.input_shape) * channels + math.prod(w.output_shape) * features
