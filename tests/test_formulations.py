@@ -283,7 +283,7 @@ def test_every_form_is_tested():
         "_choice": {"forward_form", "input_grad_form", "kernel_grad_form", "apart", "as_blocks", "features_in_part"},
         "_textbook": {"rot180", "exchange_channels"},
         "_blocks": {
-            *("block", "channel_block", "cut", "largest_divisor"),
+            *("block", "cut", "images_at_once", "largest_divisor"),
             *("map_blocks", "map_images", "put_together", "sum_blocks", "sum_images"),
         },
         "_product": {"over_positions"},

@@ -52,12 +52,12 @@ def largest_divisor(size: int, most: int) -> int:
     return max(n for n in range(1, max(1, min(size, most)) + 1) if size % n == 0)
 
 
-def channel_block(a: jax.Array, i: jax.Array | int, count: int) -> jax.Array:
-    """The i-th of `count` equal parts of the last axis."""
-    return block(a, i, count, a.ndim - 1)
+def images_at_once(batch: int, cells: int, times: int = 1) -> int:
+    """How many images, in equal parts of the batch, whose temporaries of `cells` numbers each fit `times * CELLS`."""
+    return largest_divisor(batch, times * CELLS // cells)
 
 
-def block(a: jax.Array, i: jax.Array | int, count: int, axis: int) -> jax.Array:
+def block(a: jax.Array, i: jax.Array | int, count: int, axis: int = -1) -> jax.Array:
     """The i-th of `count` equal parts of an axis."""
     size = a.shape[axis] // count
     return lax.dynamic_slice_in_dim(a, i * size, size, axis=axis)
@@ -65,11 +65,12 @@ def block(a: jax.Array, i: jax.Array | int, count: int, axis: int) -> jax.Array:
 
 def map_images(form: Callable[[jax.Array], jax.Array], x: jax.Array, cells: int, times: int = 1) -> jax.Array:
     """`form` of so many images at a time that temporaries of `cells` numbers for each fit `times * CELLS`."""
-    images = largest_divisor(x.shape[0], times * CELLS // cells)
+    images = images_at_once(x.shape[0], cells, times)
     if images == x.shape[0]:
         return form(x)
     # Cut out in the loop: an axis of one image in front of it would be laid out anew, as a copy of the whole input.
-    return put_together(lambda i: form(lax.dynamic_slice_in_dim(x, i * images, images)), x.shape[0] // images, x, 0)
+    count = x.shape[0] // images
+    return put_together(lambda i: form(block(x, i, count, axis=0)), count, x, axis=0)
 
 
 def put_together(form: Callable[[jax.Array | int], jax.Array], count: int, like: jax.Array, axis: int) -> jax.Array:
@@ -113,12 +114,8 @@ def sum_images(
     form: Callable[[jax.Array, jax.Array], jax.Array], x: jax.Array, delta: jax.Array, cells: int, times: int = 1
 ) -> jax.Array:
     """The sum of `form(x, delta)` of so many images at a time that `cells` numbers for each fit `times * CELLS`."""
-    images = largest_divisor(x.shape[0], times * CELLS // cells)
-
-    def part(i: jax.Array | int) -> jax.Array:
-        return form(*(lax.dynamic_slice_in_dim(a, i * images, images) for a in (x, delta)))
-
-    return _sum(part, x.shape[0] // images, x)
+    count = x.shape[0] // images_at_once(x.shape[0], cells, times)
+    return _sum(lambda i: form(*(block(a, i, count, axis=0) for a in (x, delta))), count, x)
 
 
 def _sum(form: Callable[[jax.Array | int], jax.Array], count: int, like: jax.Array) -> jax.Array:

@@ -22,7 +22,7 @@ from . import (
     _textbook,
     _winograd,
 )
-from ._blocks import block, channel_block, cut, largest_divisor, map_blocks, map_images, put_together, sum_blocks
+from ._blocks import block, cut, largest_divisor, map_blocks, map_images, put_together, sum_blocks
 from ._choice import as_blocks, forward_form, kernel_grad_form
 from ._memory import written
 from ._windows import pad_axes
@@ -186,6 +186,6 @@ def _group_by_group(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Arr
     groups, alone = g.feature_group_count, g._replace(feature_group_count=1)
 
     def group(i: jax.Array | int) -> jax.Array:
-        return _textbook.forward(channel_block(x, i, groups), channel_block(kernel, i, groups), alone)
+        return _textbook.forward(block(x, i, groups), block(kernel, i, groups), alone)
 
     return put_together(group, groups, x, x.ndim - 1)

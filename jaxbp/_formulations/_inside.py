@@ -66,7 +66,7 @@ def _rectangles(w: Window) -> Iterator[tuple[tuple[int, ...], Slices, Slices]]:
         for axis, t in enumerate(tap):
             first, end = by_axis[axis][t]
             stride, start = w.strides[axis], t * w.dilation[axis] - w.padding[axis][0]
-            cells.append(slice(first * stride + start, max(0, (end - 1) * stride + start + 1), stride))
+            cells.append(slice(first * stride + start, (end - 1) * stride + start + 1, stride))
             places.append(slice(first, end))
         if all(place.start < place.stop for place in places[1:]):
             yield tap, tuple(cells), tuple(places)

@@ -12,16 +12,18 @@ import jax.numpy as jnp
 
 from .._geometry import ConvGeometry, dilated_size, read_padding
 from . import _textbook
-from ._blocks import CELLS, largest_divisor, map_images
+from ._blocks import images_at_once, largest_divisor, map_images
 from ._windows import pad_axes
 
 # The compiler's cost of a task: (outputs along the last axis + features) times the numbers of a window.
 TASK = 3 << 15
+# How many blocks' numbers of the input are taken at once.
+TIMES = 2
 
 
 def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
     """The textbook form of so many images side by side that there is work for several threads; part by part."""
-    return map_images(lambda x: _strips(x, kernel, g), x, _cells(g, x.shape[-1]), times=2)
+    return map_images(lambda x: _strips(x, kernel, g), x, _cells(g, x.shape[-1]), TIMES)
 
 
 def _strips(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
@@ -50,7 +52,7 @@ def _strips(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
 
 def images_in_a_row(g: ConvGeometry, batch: int, channels: int, features: int) -> int:
     """As many as make four tasks, if the part of the batch that is taken at once has them."""
-    at_once = largest_divisor(batch, 2 * CELLS // _cells(g, channels))
+    at_once = images_at_once(batch, _cells(g, channels), TIMES)
     most = max(1, 4 * TASK // _numbers(g, channels) - features) // g.window.output_shape[-1]
     return largest_divisor(at_once, most)
 

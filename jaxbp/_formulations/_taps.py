@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from .._geometry import ConvGeometry
-from ._blocks import channel_block, cut, sum_blocks
+from ._blocks import block, cut, sum_blocks
 from ._memory import written
 from ._product import over_positions
 from ._windows import first_axis_views, tap_views
@@ -75,7 +75,7 @@ def grouped_kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry, togethe
     c, o, count = x.shape[-1] // groups, delta.shape[-1] // groups, groups // together
     alone = g._replace(feature_group_count=1)
     products = lax.map(
-        lambda i: rows_kernel_grad(channel_block(x, i, count), channel_block(delta, i, count), alone),
+        lambda i: rows_kernel_grad(block(x, i, count), block(delta, i, count), alone),
         jnp.arange(count, dtype=jnp.int32),
     )
     products = products.reshape(count, -1, together, c, together, o)
