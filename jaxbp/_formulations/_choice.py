@@ -14,7 +14,7 @@ from . import _inside, _phases, _side_by_side, _winograd
 from ._blocks import CELLS, largest_divisor
 from ._windows import Choice
 
-# Later compilers divide narrow convolutions among threads by themselves.
+# Later compilers divide narrow convolutions, kernel gradients among them, among threads by themselves.
 NARROW_ON_ONE_THREAD = jaxlib.version.__version_info__ < (0, 11)
 # Where the measurements change sides.
 MAX_TAPS = 64  # that are written out one by one
@@ -26,6 +26,7 @@ MANY_WEIGHTS = 256  # of a tap, for each position
 MOST_INSIDE = 0.6  # of what windows read, for a product for each tap
 MAX_ROWS = 16  # of a window, side by side before a banded matrix
 MOST_ZEROS = 8  # numbers of a banded matrix for each that is a weight
+FEWEST_WEIGHTS = 32 * 32 if NARROW_ON_ONE_THREAD else 48 * 48  # channels times features, to be transformed for Winograd
 FEWEST_TILES = 128  # of a whole batch, to share Winograd's weights
 MOST_WEIGHTS = 1 << 17  # channels times features, to be transformed for Winograd
 MOST_PARTS = 1 << 17  # numbers: an image's outputs, each tap's by itself, of which some images fit the cache
@@ -36,6 +37,7 @@ FEW_COLUMNS = 72  # taps times channels, side by side in one product
 SOME_COLUMNS = 81  # the same for a forward sum
 MORE_COLUMNS = 300  # the same for a small window
 FEW_FEATURES = 16
+MANY_FEATURES = 96
 FEW_IMAGES = 4  # of a batch
 MULTIPLICATIONS = 100  # for each number that is copied
 FEW_POSITIONS = 1 << 9  # of a whole batch
@@ -126,7 +128,7 @@ def kernel_grad_form(g: ConvGeometry, batch: int, channels: int, features: int) 
         return "textbook", "a large window"
     if tiles := _in_tiles(_suits_winograd_kernel_grad, g, batch, c, o):
         return tiles
-    if w.rank == 2 and set(w.strides) == {1} and c >= 2 * o and sum(w.window_shape) <= MAX_TAPS:
+    if w.rank == 2 and _suits_mirrored_views(g, batch, c, o):
         if batch * math.prod(w.output_shape) < FEW_POSITIONS:
             return "mirrored", "few outputs: the same sum with input and delta exchanged has few inputs"
         if w.taps <= FEW_VIEWS and w.taps * o <= MORE_COLUMNS:
@@ -207,7 +209,7 @@ def _suits_winograd(g: ConvGeometry, batch: int, channels: int, features: int) -
     fewest = 128 if w.rank == 1 else 32
     if w.rank not in (1, 2) or {*w.window_shape} != {3} or {*w.strides, *w.dilation, g.feature_group_count} != {1}:
         return False
-    if g.precision is not None or min(channels, features) < fewest:
+    if g.precision is not None or min(channels, features) < fewest or channels * features < FEWEST_WEIGHTS:
         return False
     tiles = math.prod(_winograd.tile_counts(g))
     products, usual = tiles * _winograd.INPUTS**w.rank, math.prod(w.output_shape) * w.taps
@@ -263,11 +265,25 @@ def _in_phases(g: ConvGeometry) -> bool:
     return any(d > 1 for d in w.dilation) and {*w.strides, *w.input_dilation, g.feature_group_count} == {1}
 
 
+def _suits_views(batch: int, channels: int, fewest: int) -> bool:
+    """Whether the compiler's own kernel gradient is slow: on one thread, of few images, or with so many channels."""
+    return NARROW_ON_ONE_THREAD or batch <= FEW_IMAGES or channels >= fewest
+
+
+def _suits_mirrored_views(g: ConvGeometry, batch: int, channels: int, features: int) -> bool:
+    """Whether views of delta are far fewer columns than views of the input."""
+    w = g.window
+    if set(w.strides) != {1} or channels < 2 * features or sum(w.window_shape) > MAX_TAPS:
+        return False
+    return _suits_views(batch, channels, max(2 * FEW_FEATURES, 4 * features))
+
+
 def _suits_taps(g: ConvGeometry, batch: int, channels: int, features: int) -> bool:
     """Whether views of all taps are few columns for their product, which enough outputs share."""
     w, positions = g.window, batch * math.prod(g.window.output_shape)
     columns = w.taps * channels
-    if features < (FEW_FEATURES if channels > 1 else 4 * FEW_FEATURES):
+    fewest = FEW_FEATURES if channels > 1 else 4 * FEW_FEATURES
+    if features < fewest or not _suits_views(batch, features, MANY_FEATURES):
         return False
     if w.taps <= SMALL_WINDOW and columns <= MORE_COLUMNS:
         return positions >= FEW_POSITIONS
@@ -289,10 +305,12 @@ def _suits_rows(g: ConvGeometry, batch: int, channels: int, features: int) -> bo
     """Whether views of a row of taps cost less than what the compiler loses by few outputs, strides, or in general."""
     w, positions = g.window, batch * math.prod(g.window.output_shape)
     columns, fewest = w.taps * channels, min(channels, features)
+    if not _suits_views(batch, features, MANY_FEATURES):
+        return False
     if batch <= FEW_IMAGES and features <= FEW_FEATURES:
         return channels > 1 and columns >= 4 * features
     if fewest < FEW_FEATURES or not 3 * features <= columns <= 50 * features:
         return False
-    if set(w.strides) != {1} or fewest >= 6 * FEW_FEATURES:
+    if set(w.strides) != {1} or fewest >= MANY_FEATURES:
         return True
     return positions >= 2 * FEW_POSITIONS and (fewest >= 3 * FEW_FEATURES or features < 2 * FEW_FEATURES)
