@@ -61,9 +61,8 @@ def _windows_as_rows(x: jax.Array, w: Window) -> jax.Array:
         x = pad_axes(x, axes, read_padding(w), 0)
         return lax.slice(x, (0,) * x.ndim, x.shape, (1, *w.strides, 1))
     x = pad_axes(x, range(1, w.rank + 1), _whole_blocks(w), 0)
-    split = [size for out, s in zip(w.output_shape, w.strides, strict=True) for size in (out, s)]
-    x = x.reshape(n, *split, channels)
-    x = x.transpose(0, *range(1, 2 * w.rank, 2), *range(2, 2 * w.rank + 1, 2), x.ndim - 1)
+    x = x.reshape(n, *_split(w, channels))
+    x = x.transpose(0, *range(1, 2 * w.rank, 2), *range(2, 2 * w.rank + 1, 2))
     return x.reshape(n, *w.output_shape, -1)
 
 
@@ -77,11 +76,17 @@ def _rows_as_windows(rows: jax.Array, w: Window) -> jax.Array:
         for axis, s, (low, high) in zip(axes, w.strides, read_padding(w), strict=True):
             config[axis] = (-low, -high, s - 1)
         return lax.pad(rows, jnp.zeros((), rows.dtype), config)
-    x = rows.reshape(n, *w.output_shape, *w.strides, channels)
-    order = [axis for i in range(w.rank) for axis in (1 + i, 1 + w.rank + i)]
-    x = x.transpose(0, *order, x.ndim - 1)
+    split = _split(w, channels)
+    x = rows.reshape(n, *split[::2], *split[1::2])
+    x = x.transpose(0, *(axis for i in range(w.rank) for axis in (1 + i, 1 + w.rank + i)))
     x = x.reshape(n, *(out * s for out, s in zip(w.output_shape, w.strides, strict=True)), channels)
     return pad_axes(x, axes, [(-low, -high) for low, high in _whole_blocks(w)], 0)
+
+
+def _split(w: Window, channels: int) -> list[int]:
+    """The number of windows along each axis, and of cells in each; the last with their channels: copied as one."""
+    cells = (*w.strides[:-1], w.strides[-1] * channels)
+    return [size for pair in zip(w.output_shape, cells, strict=True) for size in pair]
 
 
 def _whole_blocks(w: Window) -> list[tuple[int, int]]:
