@@ -305,7 +305,7 @@ def _suits_rows(g: ConvGeometry, batch: int, channels: int, features: int) -> bo
     """Whether views of a row of taps cost less than what the compiler loses by few outputs, strides, or in general."""
     w, positions = g.window, batch * math.prod(g.window.output_shape)
     columns, fewest = w.taps * channels, min(channels, features)
-    if not _suits_views(batch, features, MANY_FEATURES):
+    if not _suits_views(batch, features, 16 * FEW_FEATURES):
         return False
     if batch <= FEW_IMAGES and features <= FEW_FEATURES:
         return channels > 1 and columns >= 4 * features
