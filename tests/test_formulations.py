@@ -336,7 +336,7 @@ def names_of(choice):
     return set().union(*(strings(function, "returned") for function in [functions[choice], *helpers]))
 
 
-@pytest.mark.parametrize(("choice", "evaluation"), [("forward_form", "_in_form"), ("kernel_grad_form", "kernel_grad")])
+@pytest.mark.parametrize(("choice", "evaluation"), [("forward_form", "forward"), ("kernel_grad_form", "kernel_grad")])
 def test_every_name_that_is_chosen_is_evaluated(choice, evaluation):
     """A misspelt name would quietly be the textbook form."""
     assert names_of(choice) - {"textbook"} == strings(functions_of(_evaluation)[evaluation], "evaluated")

@@ -23,20 +23,16 @@ from . import (
     _winograd,
 )
 from ._blocks import block, cut, largest_divisor, map_blocks, map_images, put_together, sum_blocks
-from ._choice import as_blocks, forward_form, input_grad_form, kernel_grad_form
+from ._choice import as_blocks, forward_form, kernel_grad_form
 from ._memory import written
 from ._windows import pad_axes
 
 
 def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry, back: bool = False) -> jax.Array:
     """Evaluate the forward sum in the chosen form; taken back, of delta, with the kernel rotated and exchanged."""
-    features = g.feature_group_count * kernel.shape[-2] if back else kernel.shape[-1]
-    return _in_form(forward_form(g, x.shape[0], x.shape[-1], features)[0], x, kernel, g, back)
-
-
-def _in_form(name: str, x: jax.Array, kernel: jax.Array, g: ConvGeometry, back: bool) -> jax.Array:
-    """The forward sum, or that taken back, in the form of this name."""
     w, groups = g.window, g.feature_group_count
+    features = groups * kernel.shape[-2] if back else kernel.shape[-1]
+    name, _ = forward_form(g, x.shape[0], x.shape[-1], features)
     if name == "product" and w.taps == 1 and back:
         name = "transposed product"
 
@@ -89,9 +85,7 @@ def _in_form(name: str, x: jax.Array, kernel: jax.Array, g: ConvGeometry, back: 
 def input_grad(delta: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
     """Evaluate the input's gradient: the forward sum of delta and the rotated kernel."""
     back = g._replace(window=transposed(as_blocks(g.window)), preferred_element_type=None)
-    channels = g.feature_group_count * kernel.shape[-2]
-    name, _ = input_grad_form(g, delta.shape[0], channels, delta.shape[-1])
-    return _in_form(name, delta, kernel, back, back=True)
+    return forward(delta, kernel, back, back=True)
 
 
 def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry, mapped: bool = False) -> jax.Array:
