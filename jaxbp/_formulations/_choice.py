@@ -98,8 +98,8 @@ def forward_form(g: ConvGeometry, batch: int, channels: int, features: int) -> C
 def input_grad_form(g: ConvGeometry, batch: int, channels: int, features: int) -> Choice:
     """The form of the input's gradient: of the forward sum that takes delta back."""
     choice = forward_form(g._replace(window=transposed(as_blocks(g.window))), batch, features, channels)
-    others = (form(g, batch, channels, features)[0] for form in (forward_form, kernel_grad_form))
-    if choice[0] == "side by side" and (*others,) == ("side by side", "textbook"):
+    narrow = choice[0] == "side by side" and forward_form(g, batch, channels, features)[0] == "side by side"
+    if narrow and kernel_grad_form(g, batch, channels, features)[0] == "textbook":
         return "textbook", "narrow images: one thread, beside the kernel's gradient on another"
     return choice
 
