@@ -65,19 +65,19 @@ _average.defvjp(_average_fwd, _average_bwd)
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _norm(w: Window, p: float, x: jax.Array) -> jax.Array:
     """The p-norm of every window."""
-    return _norm_op(w, p, x)
+    return _norm_op(w, p, x).astype(x.dtype)
 
 
 def _norm_op(w: Window, p: float, x: jax.Array) -> jax.Array:
-    """The forward pass as a plain function."""
+    """The forward pass as a plain function, in the dtype of its sums."""
     total = formulations.window_sum(_power(jnp.abs(x.astype(sum_dtype(x.dtype))), p), w)
-    return _power(total, 1 / p).astype(x.dtype)
+    return _power(total, 1 / p)
 
 
 def _norm_fwd(w: Window, p: float, x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    """Keep the input and the norms."""
+    """Keep the input and the norms, these unrounded: rounded before, their power would be far off."""
     y = _norm_op(w, p, x)
-    return y, (x, y)
+    return y.astype(x.dtype), (x, y)
 
 
 def _norm_bwd(w: Window, p: float, kept: tuple[jax.Array, jax.Array], delta: jax.Array) -> tuple[jax.Array]:
@@ -218,7 +218,7 @@ def sum_pool(
       (*batch, *output, C), of the inputs' dtype; bfloat16 and float16 accumulate in float32 inside.
 
     Raises:
-      TypeError: inputs is not an array.
+      TypeError: inputs is not an array, or holds booleans.
       ValueError: too few axes, a stride or dilation below 1, padding that is not understood, or a window larger than
         its padded input.
 
@@ -231,6 +231,10 @@ def sum_pool(
     Source: Goodfellow, Bengio, Courville, "Deep Learning" (2016), section 9.3.
     """
     inputs = as_array("sum_pool", "inputs", inputs)
+    if inputs.dtype == jnp.bool_:
+        raise TypeError(
+            "sum_pool: inputs has dtype bool, which has no sums; for example inputs.astype(jax.numpy.int32)"
+        )
     w = pool_window("sum_pool", inputs.shape, window_shape, strides, padding, window_dilation, ceil_mode)
     return call_pool(partial(_average, Average(w, 1)), w, inputs)
 
@@ -307,7 +311,8 @@ def _average_geometry(
             raise TypeError(f"{op}: divisor_override={divisor_override!r} must be a finite number, or None to count")
         if divisor_override == 0:
             raise ValueError(f"{op}: divisor_override=0 would divide by zero; give another number, or None to count")
-        return Average(w, divisor_override)
+        number = divisor_override.item() if isinstance(divisor_override, np.number) else divisor_override
+        return Average(w, number)
     if not count_include_pad:
         return Average(w, None, ((0, 0),) * w.rank)
     if ceil_mode:

@@ -151,6 +151,8 @@ def check_vjp(manual: Callable, *args: Any, **keywords: Any) -> None:
 
 def _undecorated(manual: Callable) -> Callable:
     """The function that jax.custom_vjp (under any jit or wraps) decorated."""
+    if isinstance(manual, functools.partial):
+        return functools.partial(_undecorated(manual.func), *manual.args, **manual.keywords)
     function: Any = manual
     while not isinstance(function, jax.custom_vjp | jax.custom_jvp) and hasattr(function, "__wrapped__"):
         function = function.__wrapped__
@@ -169,7 +171,7 @@ def _read_call(
 ) -> tuple[Call, tuple, tuple]:
     """Take the arguments apart: what is differentiated, what is held fixed, what is static."""
     asked = _asked(args, argnums)
-    static = {at % len(args) for at in getattr(manual, "nondiff_argnums", ()) if args}
+    static, static_names = _nondiff(manual)
     wanted = set(range(len(args))) - static if asked is None else asked
     if names is not None and len(names) != len(args):
         raise ValueError(f"compare: names={tuple(names)} has {len(names)} entries for {len(args)} arguments")
@@ -178,13 +180,13 @@ def _read_call(
     leaves: list[Any] = [leaf for _, leaf in paths]
     variables, fixed, titles, differentiated = {}, {}, [], set()
     for place, (path, leaf) in enumerate(paths):
-        number = path[1].idx if path[0].idx == 0 else None
+        number, name = (path[1].idx, None) if path[0].idx == 0 else (None, path[1].key)
         if isinstance(leaf, Tracer):
             raise TypeError("compare: an argument is a tracer; call compare outside of jit, grad and vmap")
         if asked is not None and number in asked and isinstance(leaf, float | complex):
             leaf = jnp.asarray(leaf)
         floating = isinstance(leaf, jax.Array | np.ndarray | np.generic) and is_inexact(leaf)
-        if number in static or not (floating or isinstance(leaf, jax.Array)):
+        if number in static or name in static_names or not (floating or isinstance(leaf, jax.Array)):
             continue
         leaves[place] = None
         if floating and number is not None and number in wanted:
@@ -216,13 +218,27 @@ def _argument_names(functions: Sequence[Callable], args: tuple) -> list[str]:
     """The positional arguments' names, from the first signature that has them."""
     names = [f"args[{at}]" for at in range(len(args))]
     for function in reversed(functions):
-        try:
-            parameters = inspect.signature(function).parameters.values()
-        except (TypeError, ValueError):
-            continue
-        plain = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        plain = _parameters(function)
         names[: len(plain)] = plain[: len(names)]
     return names
+
+
+def _parameters(function: Callable) -> list[str]:
+    """The names of the parameters that can be given by position; none where the signature is not known."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return []
+    return [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+
+
+def _nondiff(manual: Any) -> tuple[set[int], set[str]]:
+    """The positions and names of the arguments that the rule takes as they are, whichever way they are given."""
+    function, bound = manual, 0
+    if isinstance(manual, functools.partial):
+        function, bound = manual.func, len(manual.args)
+    names, places = _parameters(function), getattr(function, "nondiff_argnums", ())
+    return {at - bound for at in places}, {names[at] for at in places if at < len(names)}
 
 
 def _titles(manual: Any, automatic: Any) -> tuple[str, str]:

@@ -25,8 +25,8 @@ def _cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
 
 def _cross_entropy_op(logits: jax.Array, targets: jax.Array) -> jax.Array:
     """The forward pass as a plain function; a class of target 0 costs nothing, however unlikely."""
-    costs = jnp.where(targets == 0, 0, targets * _negative_log_softmax(logits))
-    return jnp.sum(costs, axis=-1)
+    costs = jnp.where(targets == 0, 0, _negative_log_softmax(logits))
+    return jnp.sum(targets * costs, axis=-1)
 
 
 def _cross_entropy_fwd(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
@@ -39,7 +39,8 @@ def _cross_entropy_bwd(kept: tuple[jax.Array, jax.Array], delta: jax.Array) -> t
     logits, targets = kept
     costs = _negative_log_softmax(logits)
     dlogits = jnp.exp(-costs) * jnp.sum(targets, axis=-1, keepdims=True) - targets
-    return delta[..., None] * dlogits, delta[..., None] * costs
+    delta = delta[..., None]
+    return delta * dlogits, delta * jnp.where(delta == 0, 0, costs)
 
 
 _cross_entropy.defvjp(_cross_entropy_fwd, _cross_entropy_bwd)

@@ -125,8 +125,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
 JAXBP_LAX = _StandIn(lax, **OPERATIONS)
 
 
-@contextlib.contextmanager
-def swap_lax(*libraries: types.ModuleType | str) -> Iterator[None]:
+def swap_lax(*libraries: types.ModuleType | str) -> "contextlib._GeneratorContextManager[None]":
     """Inside this block, code that cannot be edited uses jaxbp wherever it calls `jax.lax` by name.
 
     For the duration of the block the names `lax`, `jax` and the functions listed below, where they are globals
@@ -160,11 +159,13 @@ def swap_lax(*libraries: types.ModuleType | str) -> Iterator[None]:
         all modules imported so far, `__main__` among them, except those of `jax`, `jaxlib` and `jaxbp`.
 
     Returns:
-      A context manager, also usable as a decorator (`@swap_lax()`). Blocks may be nested and may overlap
+      A context manager, also usable as a decorator (`@swap_lax()`) of a function that is no generator and
+      no coroutine: those run after their call, outside of the block. Blocks may be nested and may overlap
       between threads. Every name gets its own value back when the last block that swapped it is left, by
       whatever way.
 
     Raises:
+      TypeError: a library is neither a module nor a name.
       ValueError: a library is not imported yet, is one of `jax`, `jaxlib` and `jaxbp`, or binds none of the
         swapped names in any of its modules.
 
@@ -181,6 +182,18 @@ def swap_lax(*libraries: types.ModuleType | str) -> Iterator[None]:
 
     Source: the rules are those of `jaxbp.conv` and `jaxbp.max_pool`; the cache key is `jax.make_user_context`.
     """
+    for library in libraries:
+        if not isinstance(library, types.ModuleType | str):
+            raise TypeError(
+                f"swap_lax: {library!r} is no library; give modules or their names, as in swap_lax('flax'), or none "
+                "for all that are imported: swap_lax(). As a decorator it needs its parentheses, too: @swap_lax()"
+            )
+    return _block(*libraries)
+
+
+@contextlib.contextmanager
+def _block(*libraries: types.ModuleType | str) -> Iterator[None]:
+    """The block of `swap_lax`."""
     bindings = _find_bindings(libraries)
     with _lock:
         inside_block = _block_context()

@@ -272,11 +272,20 @@ def _lowest(dtype: Any) -> Any:
     """What no value of the dtype is below."""
     if dtype == jnp.bool_:
         return False
-    return -np.inf if jnp.issubdtype(dtype, jnp.floating) else jnp.iinfo(dtype).min
+    if not jnp.issubdtype(dtype, jnp.floating):
+        return jnp.iinfo(dtype).min
+    return -np.inf if _has_infinity(dtype) else float(jnp.finfo(dtype).min)
 
 
 def _highest(dtype: Any) -> Any:
     """What no value of the dtype is above."""
     if dtype == jnp.bool_:
         return True
-    return np.inf if jnp.issubdtype(dtype, jnp.floating) else jnp.iinfo(dtype).max
+    if not jnp.issubdtype(dtype, jnp.floating):
+        return jnp.iinfo(dtype).max
+    return np.inf if _has_infinity(dtype) else float(jnp.finfo(dtype).max)
+
+
+def _has_infinity(dtype: Any) -> bool:
+    """Some floating-point dtypes of eight bits and less have none."""
+    return bool(np.isinf(np.array(np.inf, dtype)))

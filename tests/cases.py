@@ -51,6 +51,9 @@ CONVS = {
     "kernel dilation": Conv((2, 7, 8, 2), (3, 2, 2, 1), dict(kernel_dilation=(2, 3))),
     "kernel dilation, strided": Conv((1, 9, 8, 1), (3, 2, 1, 2), dict(kernel_dilation=2, strides=(3, 2))),
     "input dilation": Conv((2, 4, 3, 2), (3, 2, 2, 1), dict(input_dilation=(2, 3), padding=1)),
+    "input dilation of a window of one cell": Conv(
+        (2, 4, 3, 2), (1, 1, 2, 3), dict(input_dilation=(2, 3), padding=((0, 1), (1, 0)))
+    ),
     "input dilation, strided": Conv((1, 4, 5, 1), (3, 3, 1, 2), dict(input_dilation=(3, 2), strides=(2, 3), padding=2)),
     "both dilations, negative padding": Conv(
         (1, 5, 4, 1), (2, 3, 1, 1), dict(input_dilation=(2, 3), kernel_dilation=(3, 2), padding=((-1, 2), (1, -2)))

@@ -300,6 +300,7 @@ def test_interrupted_before_the_first_case(quick, capsys, monkeypatch):
         (["--seconds", "-1"], "--seconds -1.0 must be a number of seconds, 0 or more"),
         (["--seconds", "nan"], "--seconds nan must be a number of seconds, 0 or more"),
         (["--json", "no/such/folder/a.json"], "--json no/such/folder/a.json: there is no folder /"),
+        (["--plot", "ratios.xyz"], "--plot ratios.xyz: pictures of .xyz cannot be drawn; use one of .*png"),
         (["--plan", "--models"], "--plan is about single layers; leave out --models"),
         (["--plan", "--json", "plan.json"], "--plan measures nothing that --json or --plot could write"),
     ],

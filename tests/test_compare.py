@@ -249,6 +249,28 @@ def test_integer_outputs_and_arguments_pass_through():
     assert wrong.rows[0].verdict == "WRONG" and wrong.rows[0].hint == "the values differ"
 
 
+def test_a_nondiff_argument_given_by_keyword_or_left_out_hides_no_other():
+    def power(x, w, n=2):
+        return (x * w) ** n
+
+    @partial(jax.custom_vjp, nondiff_argnums=(2,))
+    def manual(x, w, n=2):
+        return power(x, w, n)
+
+    def wrong_for_x(n, kept, delta):
+        x, w = kept
+        return delta, delta * n * (x * w) ** (n - 1) * x
+
+    manual.defvjp(lambda x, w, n: (power(x, w, n), (x, w)), wrong_for_x)
+    x = jnp.arange(1.0, 7.0)
+    bound = partial(manual, n=2)
+    calls = [(manual, (x, x), {}), (manual, (x, x), {"n": 2}), (manual, (x, x, 2), {}), (bound, (x, x), {})]
+    for function, args, keywords in calls:
+        report = compare(function, *args, **keywords, time=False, memory=False)
+        verdicts = {row.name: row.verdict for row in report.rows if row.kind == "gradient"}
+        assert verdicts == {"x": "WRONG", "w": "ok"}
+
+
 def test_pytrees_keywords_and_complex_numbers():
     def layer(params, x, *, gain):
         return {"out": (x * params["scale"] + params["shift"]) * gain, "norm": jnp.abs(x) ** 2}

@@ -262,6 +262,9 @@ ERRORS = {
         lambda: jaxbp.conv_transpose(X, [1.0], (1, 1), "SAME"), TypeError, ["conv_transpose: rhs", "list"],
     ),
     # ------------------------------------------------------------------------------------------------ pools
+    "sum_pool: booleans": (
+        lambda: jaxbp.sum_pool(jnp.ones((4, 4, 1), bool), (2, 2)), TypeError, ["sum_pool: inputs", "bool", "int32"],
+    ),
     "avg_pool: integers": (lambda: jaxbp.avg_pool(INT, (2, 2)), TypeError, ["avg_pool: inputs", "int32", "floating"]),
     "lp_pool: integers": (lambda: jaxbp.lp_pool(INT, (2, 2)), TypeError, ["lp_pool: inputs", "int32", "floating"]),
     "lp_pool: complex": (lambda: jaxbp.lp_pool(COMPLEX, (2, 2)), TypeError, ["lp_pool: inputs", "complex64"]),

@@ -165,6 +165,21 @@ def test_pools(library, name, shape, arguments):
     np.testing.assert_allclose(our_gradients[0], their_gradients[0], rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("library", [linen, nnx])
+@pytest.mark.parametrize("dtype", ["uint8", "int32", "bool"])
+def test_average_of_what_has_no_gradient_is_flax_own(library, dtype):
+    x = integers(0, (1, 4, 4, 2)).astype(dtype)
+    try:
+        expected = flax_linen.avg_pool(x, (2, 2), (2, 2))
+    except TypeError as error:
+        with pytest.raises(TypeError, match=re.escape(str(error))):
+            library.avg_pool(x, (2, 2), (2, 2))
+    else:
+        ours = library.avg_pool(x, (2, 2), (2, 2))
+        assert ours.dtype == expected.dtype
+        np.testing.assert_array_equal(ours, expected)
+
+
 def test_average_without_padding_takes_flax_fifth_argument():
     x = integers(0, (1, 5, 5, 2))
     arguments = ((3, 3), (2, 2), "SAME", False)

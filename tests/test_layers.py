@@ -175,6 +175,9 @@ def test_cross_entropy_is_stable():
     np.testing.assert_array_equal(pullback(jnp.ones(4))[0], [[0, 0], [-1, 1], [0, 0], [0, 0]])
     one_hot = jnp.array([[1.0, 0], [1, 0], [1, 0], [0, 1]])
     np.testing.assert_array_equal(jaxbp.softmax_cross_entropy(logits, one_hot), losses)
+    with jax.debug_nans(True):
+        gradients = jax.grad(lambda z, t: jaxbp.softmax_cross_entropy(z, t)[:3].sum(), (0, 1))(logits, one_hot)
+    assert not jnp.isnan(gradients[0]).any() and not jnp.isnan(gradients[1]).any()
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])

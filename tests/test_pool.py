@@ -209,6 +209,16 @@ def test_padding_never_wins(filled):
     np.testing.assert_array_equal(pooled, jnp.full((2, 2, 1), filled))
 
 
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2"])
+@pytest.mark.parametrize("ops", TWINS)
+def test_padding_never_wins_without_infinities(ops, dtype):
+    x = jnp.array([[1.0, 2.0], [3.0, 4.0]], dtype)[..., None]
+    for op, expected, winner in (("max_pool", [4, 4, 4, 4], 4), ("min_pool", [1, 2, 3, 4], 1)):
+        pooled, pullback = jax.vjp(lambda x, op=op: getattr(ops, op)(x, (2, 2), (1, 1), "SAME"), x)
+        np.testing.assert_array_equal(pooled.astype(jnp.float32).ravel(), expected)
+        assert pullback(jnp.ones_like(pooled))[0].astype(jnp.float32).ravel()[winner - 1] == (4 if winner == 4 else 1)
+
+
 def test_window_wholly_in_padding():
     x = jnp.ones((2, 1))
     pooled, winners = jaxbp.max_pool_with_winners(x, (2,), (2,), ((2, 0),))
@@ -228,6 +238,18 @@ def test_lp_pool_at_zero_has_gradient_zero():
     for p in (1.0, 1.5, 2.0, 3.0, math.inf):
         dx = jax.grad(lambda x, p=p: jaxbp.lp_pool(x, (2,), (2,), p=p).sum())(jnp.zeros((4, 1)))
         np.testing.assert_array_equal(dx, np.zeros((4, 1)))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_lp_pool_of_high_order_rounds_once(dtype):
+    """The norms are kept unrounded: their 15th power would multiply the rounding."""
+    x = normal(0, (8, 8, 2), dtype)
+    dx, exact = (
+        jax.grad(lambda x: jaxbp.lp_pool(x, (3, 3), p=16.0).astype(jnp.float32).sum())(x.astype(wide))
+        for wide in (dtype, jnp.float32)
+    )
+    error = jnp.abs(dx.astype(jnp.float32) - exact).max() / jnp.abs(exact).max()
+    assert error <= float(jnp.finfo(dtype).eps) / 2
 
 
 def test_ceil_mode_adds_a_window_and_never_takes_one_away():

@@ -356,6 +356,13 @@ def test_libraries_that_cannot_be_swapped(library, message):
     assert_restored()
 
 
+@pytest.mark.parametrize("library", [lambda x: x, 3, None, ["flax"]])
+def test_what_is_no_library_is_refused_at_once(library):
+    """A decorator without its parentheses is one of them."""
+    with pytest.raises(TypeError, match=r"swap_lax: .* is no library; .*@swap_lax\(\)"):
+        swap_lax(library)
+
+
 def test_rebind_changes_the_copy_alone():
     copy = rebind(convolution, lax=_swap.JAXBP_LAX)
     assert runs_jaxbp(copy, X, KERNEL) and not runs_jaxbp(convolution, X, KERNEL)

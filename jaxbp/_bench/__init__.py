@@ -177,6 +177,10 @@ def _check(args: argparse.Namespace) -> None:
         file = getattr(args, option)
         if file and not Path(file).absolute().parent.is_dir():
             raise ValueError(f"--{option} {file}: there is no folder {Path(file).absolute().parent}")
+    if args.plot:
+        from ._plot import require_format
+
+        require_format(args.plot)
 
 
 def _machine(args: argparse.Namespace) -> str:

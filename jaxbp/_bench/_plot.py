@@ -1,6 +1,7 @@
 """A picture of the ratios: one bar for each case. matplotlib is imported only here."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
@@ -9,6 +10,13 @@ from ._result import Result, mean_speedup
 
 BAR_INCHES = 0.21
 SLOWER, AUTOMATIC, PYTORCH = "#c44e52", "#4c72b0", "#222222"
+
+
+def require_format(file: str) -> None:
+    """Refuse a suffix that matplotlib cannot write; without one it writes a PNG."""
+    suffix, known = Path(file).suffix, sorted(Figure().canvas.get_supported_filetypes())
+    if suffix and suffix[1:].lower() not in known:
+        raise ValueError(f"--plot {file}: pictures of {suffix} cannot be drawn; use one of {', '.join(known)}")
 
 
 def plot(results: Sequence[Result], file: str, machine: str) -> None:

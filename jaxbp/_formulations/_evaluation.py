@@ -33,7 +33,7 @@ def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry, back: bool = False
     w, groups = g.window, g.feature_group_count
     features = groups * kernel.shape[-2] if back else kernel.shape[-1]
     name, _ = forward_form(g, x.shape[0], x.shape[-1], features)
-    if name == "product" and w.taps == 1 and back:
+    if name == "product" and w.taps == 1 and back and set(w.strides) <= {1}:
         name = "transposed product"
 
     def rotated() -> jax.Array:

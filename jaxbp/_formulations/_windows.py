@@ -98,10 +98,12 @@ def window_sum(x: jax.Array, w: Window) -> jax.Array:
 
 
 def lowest(dtype: jnp.dtype) -> float | int | bool:
-    """What no value of the dtype is below."""
+    """What no value of the dtype is below; some floating-point dtypes of eight bits and less have no infinity."""
     if dtype == jnp.bool_:
         return False
-    return -np.inf if jnp.issubdtype(dtype, jnp.floating) else int(jnp.iinfo(dtype).min)
+    if not jnp.issubdtype(dtype, jnp.floating):
+        return int(jnp.iinfo(dtype).min)
+    return -np.inf if np.isinf(np.array(np.inf, dtype)) else float(jnp.finfo(dtype).min)
 
 
 def winner_dtype(taps: int) -> jnp.dtype:

@@ -21,15 +21,16 @@ from typing import Any
 
 from flax import linen
 
-from .._avg_pool import avg_pool
 from .._conv_lax import conv_general_dilated
 from .._max_pool import max_pool, min_pool
 from .._swap import JAXBP_LAX, rebind
+from ._pools import avg_pool_for
 
 __all__ = ["Conv", "ConvTranspose", "avg_pool", "max_pool", "min_pool", "pool"]
 
 # Flax's pool with any reduction; maximum, minimum and sum have jaxbp's gradients.
 pool = rebind(linen.pool, lax=JAXBP_LAX)
+avg_pool = avg_pool_for(linen.avg_pool)
 
 
 class Conv(linen.Conv):
