@@ -117,6 +117,11 @@ POOLS = {
     "global": Pool((2, 4, 3, 2), (4, 3)),
     "large window": Pool((1, 7, 6, 1), (5, 4), dict(padding="SAME")),
     "large window, large overlap": Pool((1, 8, 8, 1), (6, 6), dict(padding="SAME")),
+    "large window along the first axis": Pool((1, 9, 3, 2), (17, 1), dict(padding="SAME")),
+    "large window along the last axis": Pool((1, 3, 9, 2), (1, 17), dict(padding="SAME")),
+    "large window, the last axis strided alone": Pool(
+        (1, 7, 6, 5, 1), (6, 5, 1), dict(padding=((3, 2), (2, 2), (1, 0)), strides=(1, 1, 2))
+    ),
     "large window, strided, dilated": Pool(
         (1, 11, 12, 1), (5, 4), dict(strides=2, window_dilation=2, padding=((3, 2), (1, 4)))
     ),

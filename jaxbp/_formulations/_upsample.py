@@ -82,7 +82,7 @@ def _overwrite(kept: jax.Array, value: jax.Array, reaches: jax.Array | bool) -> 
     return jnp.where(reaches, value, kept)
 
 
-def _by_winners_axis_by_axis(delta: jax.Array, winners: jax.Array, w: Window) -> jax.Array:
+def _by_winners_axis_by_axis(delta: jax.Array, winners: jax.Array | None, w: Window) -> jax.Array:
     """Give delta back along the first axis, then the next: for winners that a maximum chose.
 
     All windows that cover the same columns and chose a cell in the same row chose the same cell of it. So a delta that
@@ -90,10 +90,13 @@ def _by_winners_axis_by_axis(delta: jax.Array, winners: jax.Array, w: Window) ->
     """
     for i in range(w.rank):
         rest = math.prod(w.window_shape[i + 1 :])
-        here = winners // rest
-        written = [Written(delta, _add), Written(winners % rest, _overwrite, rest)]
-        delta, *places = _windows_back(_axis_alone(w, i, delta), written[: 1 if rest == 1 else 2], here)
-        winners = places[0] if places else here
+        written, here = [Written(delta, _add)], None
+        # Behind the last axis with several taps there is nothing to choose.
+        if winners is not None:
+            here = winners // rest
+            written += [Written(winners % rest, _overwrite, rest)] if rest > 1 else []
+        delta, *places = _windows_back(_axis_alone(w, i, delta), written, here)
+        winners = places[0] if places else None
     return delta
 
 
