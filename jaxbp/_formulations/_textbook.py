@@ -3,6 +3,7 @@
 Layouts: x is (N, *spatial, C), kernel (*window, C / groups, O), delta (N, *output, O).
 """
 
+import math
 from collections.abc import Sequence
 
 import jax
@@ -16,6 +17,7 @@ def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
     """Slide the kernel over the padded input: cross-correlation."""
     w = g.window
     x, padding, input_dilation = _cropped_first(x, w.padding, w.input_dilation, range(1, w.rank + 1))
+    kernel, padding = _one_zero_more(kernel, x.shape[1:-1], w.strides, padding, input_dilation, w.dilation)
     return lax.conv_general_dilated(
         x,
         kernel,
@@ -45,9 +47,11 @@ def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
     w = g.window
     spatial = range(1, w.rank + 1)
     x, padding, input_dilation = _cropped_first(x, read_padding(w), w.input_dilation, spatial)
+    delta = delta.transpose(*spatial, 0, w.rank + 1)
+    delta, padding = _one_zero_more(delta, x.shape[1:-1], w.dilation, padding, input_dilation, w.strides)
     sums = lax.conv_general_dilated(
         x.transpose(w.rank + 1, *spatial, 0),
-        delta.transpose(*spatial, 0, w.rank + 1),
+        delta,
         window_strides=w.dilation,
         padding=padding,
         lhs_dilation=input_dilation,
@@ -90,6 +94,30 @@ def _cropped_first(
     if rest == list(padding):
         return x, padding, input_dilation
     return lax.pad(x, jnp.zeros((), x.dtype), config), tuple(rest), tuple(dilation)
+
+
+def _one_zero_more(
+    kernel: jax.Array, sizes: Ints, strides: Ints, padding: Pairs, input_dilation: Ints, dilation: Ints
+) -> tuple[jax.Array, Pairs]:
+    """The kernel with a zero at its end along some axes, and the padding that this zero reads.
+
+    XLA:CPU exchanges a window and an input of fewer cells, except along such axes, where it knows another way, and
+    there aborts the process where their sizes differ (`is_group_dim` in its `SwapConvolutionOperandsIfBeneficial`).
+    """
+    if not is_static((*sizes, *kernel.shape)):
+        return kernel, padding
+    window = kernel.shape[: len(sizes)]
+    axes = zip(window, strides, padding, input_dilation, dilation, strict=True)
+    kept = [k == i == s + 1 and pair == (0, 0) and d == 1 for k, s, pair, i, d in axes]
+    exchanged = [(k, n) for k, n, keep in zip(window, sizes, kept, strict=True) if not keep]
+    if math.prod(k for k, _ in exchanged) <= math.prod(n for _, n in exchanged):
+        return kernel, padding
+    more = [int(keep and k != n) for k, n, keep in zip(window, sizes, kept, strict=True)]
+    if not any(more):
+        return kernel, padding
+    config = [(0, cells, 0) for cells in more]
+    kernel = lax.pad(kernel, jnp.zeros((), kernel.dtype), [*config, (0, 0, 0), (0, 0, 0)])
+    return kernel, tuple((low, high + cells) for (low, high), cells in zip(padding, more, strict=True))
 
 
 def _channels_last(rank: int) -> lax.ConvDimensionNumbers:
