@@ -32,6 +32,7 @@ from jaxbp._formulations import (
     _evaluation,
     _inside,
     _multiply_add,
+    _neighbours,
     _phases,
     _product,
     _side_by_side,
@@ -154,6 +155,13 @@ FORMS = [
     ),
     Form(_side_by_side.forward, "forward", more_axes),
     Form(_bands.forward, "forward", one_group),
+    Form(_neighbours.forward, "forward", one_group, lambda x, k, g: _neighbours.forward(x, k, g, _taps.taps_forward)),
+    Form(
+        _neighbours.kernel_grad,
+        "kernel",
+        one_group,
+        lambda x, d, g: _neighbours.kernel_grad(x, d, g, _taps.rows_kernel_grad),
+    ),
     Form(
         _subpixel.forward,
         "forward",
@@ -290,6 +298,7 @@ def test_every_form_is_tested():
         "_inside": {"share_inside"},
         "_winograd": {"blocks", "tile_counts"},
         "_phases": {"phases"},
+        "_neighbours": {"together", "neighbours"},
         "_side_by_side": {"images_in_a_row", "tasks"},
     }
     tested = {name_of(form) for form in FORMS}

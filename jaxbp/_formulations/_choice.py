@@ -10,7 +10,7 @@ from collections.abc import Callable
 import jaxlib
 
 from .._geometry import ConvGeometry, Window, is_static, transposed
-from . import _inside, _phases, _side_by_side, _winograd
+from . import _inside, _neighbours, _phases, _side_by_side, _winograd
 from ._blocks import CELLS, largest_divisor
 from ._windows import Choice
 
@@ -42,6 +42,8 @@ FEW_IMAGES = 4  # of a batch
 MULTIPLICATIONS = 100  # for each number that is copied
 FEW_POSITIONS = 1 << 9  # of a whole batch
 MANY_POSITIONS = 1 << 12
+MANY_DELTAS = 1 << 19  # numbers of a whole batch
+NARROW = 32  # outputs along the last axis
 LARGE_EXAMPLE = 1 << 13  # numbers of an input, whose kernel gradient under vmap is faster by itself
 MOST_OUTPUTS = 1 << 21  # numbers: 8 MiB of float32 that stay in the cache, and may be copied
 
@@ -72,6 +74,8 @@ def forward_form(g: ConvGeometry, batch: int, channels: int, features: int) -> C
         return "multiply-add", "few weights: a short elementwise sum"
     if groups == 1 and _suits_bands(g, batch, c, features):
         return "bands", "few channels, a large window: rows of cells times a banded matrix"
+    if _suits_neighbours_forward(g, batch, channels, features):
+        return "neighbours", "few channels: windows of neighbouring outputs gathered together, one matrix product"
     if NARROW_ON_ONE_THREAD and _suits_taps_forward(g, batch, channels, features):
         return "taps", "few channels, narrow images: views of all taps side by side, for two threads"
     if groups > 1 and w.rank <= 2:
@@ -138,6 +142,8 @@ def kernel_grad_form(g: ConvGeometry, batch: int, channels: int, features: int) 
         if w.taps <= FEW_VIEWS and w.taps * o <= MORE_COLUMNS:
             return "mirrored taps", "few outputs: views of all taps of delta, times the input"
         return "mirrored rows", "few outputs: views of one row of taps of delta, times the input"
+    if w.rank == 2 and _suits_neighbours_kernel_grad(g, batch, c, o):
+        return "neighbours", "few channels: windows of neighbouring outputs gathered together, a product for each row"
     if w.rank == 2 and _suits_taps(g, batch, c, o):
         return "taps", "few channels: views of all taps side by side, block by block: one product"
     if w.rank == 2 and w.taps <= MAX_TAPS and _suits_rows(g, batch, c, o):
@@ -282,6 +288,21 @@ def _suits_mirrored_views(g: ConvGeometry, batch: int, channels: int, features: 
     return _suits_views(batch, channels, max(2 * FEW_FEATURES, 4 * features))
 
 
+def _suits_neighbours_kernel_grad(g: ConvGeometry, batch: int, channels: int, features: int) -> bool:
+    """Whether channels are few: with few features of few images, or many outputs and the compiler's single thread."""
+    w, columns = g.window, g.window.taps * channels
+    if not channels < 8 or w.taps <= SMALL_WINDOW or max(w.window_shape) > SMALL_WINDOW:
+        return False
+    if batch <= FEW_IMAGES:
+        return features <= FEW_FEATURES and columns >= FEW_IMAGES * batch
+    if not NARROW_ON_ONE_THREAD or columns > FEW_COLUMNS or w.taps > 9 or features < FEW_FEATURES:
+        return False
+    shared = channels > 1 if w.strides[-1] > 1 else _neighbours.together(w, features) % 2 == 0
+    deltas = batch * math.prod(w.output_shape) * features
+    narrow = w.output_shape[-1] <= NARROW or (features >= 4 * FEW_FEATURES and deltas <= 8 * MANY_DELTAS)
+    return shared and narrow and deltas > MANY_DELTAS
+
+
 def _suits_taps(g: ConvGeometry, batch: int, channels: int, features: int) -> bool:
     """Whether views of all taps are few columns for their product, which enough outputs share."""
     w, positions = g.window, batch * math.prod(g.window.output_shape)
@@ -291,7 +312,25 @@ def _suits_taps(g: ConvGeometry, batch: int, channels: int, features: int) -> bo
         return False
     if w.taps <= SMALL_WINDOW and columns <= MORE_COLUMNS:
         return positions >= FEW_POSITIONS
-    return columns <= FEW_COLUMNS and positions >= MANY_POSITIONS and batch > FEW_IMAGES
+    narrow = w.output_shape[-1] <= NARROW and features >= 2 * FEW_FEATURES
+    worth = channels == 8 and (narrow or features >= 4 * FEW_FEATURES)
+    return worth and columns <= FEW_COLUMNS and positions >= MANY_POSITIONS and batch > FEW_IMAGES
+
+
+def _suits_neighbours_forward(g: ConvGeometry, batch: int, channels: int, features: int) -> bool:
+    """Whether channels and features are few; or on one thread the compiler would gather an odd number of channels."""
+    w = g.window
+    if w.rank != 2 or {*w.input_dilation, g.feature_group_count} != {1} or not 2 <= channels <= 8:
+        return False
+    b, step, columns = _neighbours.together(w, features), w.strides[-1], w.taps * channels
+    gathered = _neighbours.neighbours(g, b).window.taps * channels
+    if b == step == 1 or gathered > FEW_COLUMNS or batch * math.prod(w.output_shape) < 2 * MANY_POSITIONS:
+        return False
+    if features <= FEW_FEATURES and channels * features < 2 * FEW_PRODUCTS:
+        return True
+    if channels % 2 == 1:
+        return NARROW_ON_ONE_THREAD and (features <= 2 * FEW_FEATURES or columns <= FEW_COLUMNS)
+    return NARROW_ON_ONE_THREAD and channels < 8 and b == 2 and step == 1 and columns <= FEW_COLUMNS
 
 
 def _suits_taps_forward(g: ConvGeometry, batch: int, channels: int, features: int) -> bool:

@@ -14,6 +14,7 @@ from . import (
     _choice,
     _inside,
     _multiply_add,
+    _neighbours,
     _phases,
     _product,
     _side_by_side,
@@ -66,8 +67,10 @@ def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry, back: bool = False
         case "bands":
             cells = w.window_shape[0] * w.input_shape[1] * x.shape[-1] // w.output_shape[1]
             return _in_blocks(lambda x, g: _bands.forward(x, kernel, g), x, g, cells)
+        case "neighbours":
+            return _neighbours.forward(x, kernel, g, _taps_at_once)
         case "taps":
-            return _in_blocks(lambda x, g: _taps.taps_forward(x, kernel, g), x, g, w.taps * x.shape[-1])
+            return _taps_at_once(x, kernel, g)
         case "group by group":
             return _group_by_group(x, kernel, g)
         case "project then add":
@@ -135,6 +138,8 @@ def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry, mapped: bool = 
             return alone(_taps.taps_kernel_grad)(x, delta, g)
         case "rows":
             return alone(_taps.rows_kernel_grad)(x, delta, g)
+        case "neighbours":
+            return _neighbours.kernel_grad(x, delta, g, alone(_taps.rows_kernel_grad))
         case "fold":
             # The compiler's own sum over all positions would be less exact than what it does in more dimensions.
             flat = alone(_taps.taps_kernel_grad) if w.rank == 3 and w.taps * c <= 2 * _choice.FEW_COLUMNS else again
@@ -154,10 +159,17 @@ def _padded(x: jax.Array, g: ConvGeometry) -> tuple[jax.Array, ConvGeometry]:
     return x, g._replace(window=w.unpadded(x.shape[1:-1]))
 
 
-def _in_blocks(form: Callable[..., jax.Array], x: jax.Array, g: ConvGeometry, cells: int) -> jax.Array:
+def _in_blocks(form: Callable[..., jax.Array], x: jax.Array, g: ConvGeometry, cells: int, times: int = 1) -> jax.Array:
     """The form on all of the input where its temporaries fit, `cells` numbers for each output; else block by block."""
-    blocks = cut(g, x.shape[0], cells)
+    blocks = cut(g, x.shape[0], cells, times=times)
     return form(x, g) if blocks.count == 1 else map_blocks(form, x, g, blocks)
+
+
+def _taps_at_once(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
+    """One product of all taps; in fewer blocks where outputs are more than views, as a loop writes them once more."""
+    columns = g.window.taps * x.shape[-1]
+    times = 6 if columns <= kernel.shape[-1] else 2
+    return _in_blocks(lambda x, g: _taps.taps_forward(x, kernel, g), x, g, columns, times)
 
 
 def _some_features(form: Callable[[jax.Array], jax.Array], a: jax.Array, channels: int, axis: int) -> jax.Array:
