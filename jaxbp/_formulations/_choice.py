@@ -320,17 +320,19 @@ def _suits_taps(g: ConvGeometry, batch: int, channels: int, features: int) -> bo
 def _suits_neighbours_forward(g: ConvGeometry, batch: int, channels: int, features: int) -> bool:
     """Whether channels and features are few; or on one thread the compiler would gather an odd number of channels."""
     w = g.window
-    if w.rank != 2 or {*w.input_dilation, g.feature_group_count} != {1} or not 2 <= channels <= 8:
+    if w.rank not in (1, 2) or {*w.input_dilation, g.feature_group_count} != {1} or channels > 8:
         return False
     b, step, columns = _neighbours.together(w, features), w.strides[-1], w.taps * channels
-    gathered = _neighbours.neighbours(g, b).window.taps * channels
-    if b == step == 1 or gathered > FEW_COLUMNS or batch * math.prod(w.output_shape) < 2 * MANY_POSITIONS:
+    gathered, positions = _neighbours.neighbours(g, b).window.taps * channels, batch * math.prod(w.output_shape)
+    if b == step == 1 or gathered > FEW_COLUMNS:
         return False
     if features <= FEW_FEATURES and channels * features < 2 * FEW_PRODUCTS:
-        return True
+        return positions >= 2 * FEW_POSITIONS
+    if channels == 1 or w.rank == 1 or not NARROW_ON_ONE_THREAD or positions < 2 * MANY_POSITIONS:
+        return False
     if channels % 2 == 1:
-        return NARROW_ON_ONE_THREAD and (features <= 2 * FEW_FEATURES or columns <= FEW_COLUMNS)
-    return NARROW_ON_ONE_THREAD and channels < 8 and b == 2 and step == 1 and columns <= FEW_COLUMNS
+        return features <= 2 * FEW_FEATURES or columns <= FEW_COLUMNS
+    return channels < 8 and b == 2 and step == 1 and columns <= FEW_COLUMNS
 
 
 def _suits_taps_forward(g: ConvGeometry, batch: int, channels: int, features: int) -> bool:
