@@ -142,7 +142,7 @@ def kernel_grad_form(g: ConvGeometry, batch: int, channels: int, features: int) 
         if w.taps <= FEW_VIEWS and w.taps * o <= MORE_COLUMNS:
             return "mirrored taps", "few outputs: views of all taps of delta, times the input"
         return "mirrored rows", "few outputs: views of one row of taps of delta, times the input"
-    if w.rank == 2 and _suits_neighbours_kernel_grad(g, batch, c, o):
+    if w.rank in (1, 2) and _suits_neighbours_kernel_grad(g, batch, c, o):
         return "neighbours", "few channels: windows of neighbouring outputs gathered together, a product for each row"
     if w.rank == 2 and _suits_taps(g, batch, c, o):
         return "taps", "few channels: views of all taps side by side, block by block: one product"
@@ -291,11 +291,17 @@ def _suits_mirrored_views(g: ConvGeometry, batch: int, channels: int, features: 
 def _suits_neighbours_kernel_grad(g: ConvGeometry, batch: int, channels: int, features: int) -> bool:
     """Whether channels are few: with few features of few images, or many outputs and the compiler's single thread."""
     w, columns = g.window, g.window.taps * channels
-    if not channels < 8 or w.taps <= SMALL_WINDOW or max(w.window_shape) > SMALL_WINDOW:
+    if channels > 8 or max(w.window_shape[:-1], default=1) > MAX_ROWS:
         return False
     if batch <= FEW_IMAGES:
-        return features <= FEW_FEATURES and columns >= FEW_IMAGES * batch
-    if not NARROW_ON_ONE_THREAD or columns > FEW_COLUMNS or w.taps > 9 or features < FEW_FEATURES:
+        if features > FEW_FEATURES or columns < FEW_IMAGES * batch:
+            return False
+        if w.rank == 1 and w.strides == (1,):
+            return 2 * features <= FEW_FEATURES and _neighbours.together(w, features) == _neighbours.MOST_TOGETHER
+        return w.rank == 1 or w.taps > SMALL_WINDOW
+    if not NARROW_ON_ONE_THREAD or w.rank != 2 or not SMALL_WINDOW < w.taps <= 9 or columns > FEW_COLUMNS:
+        return False
+    if features < FEW_FEATURES or channels == 8:
         return False
     shared = channels > 1 if w.strides[-1] > 1 else _neighbours.together(w, features) % 2 == 0
     deltas = batch * math.prod(w.output_shape) * features
