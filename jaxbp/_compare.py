@@ -21,7 +21,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+import operator
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -97,12 +98,14 @@ def compare(
 
     Source: the error unit and the four witnesses are described at the top of this module.
     """
+    transforms = (transforms,) if isinstance(transforms, str) else tuple(transforms)
     if unknown := [name for name in transforms if name not in TRANSFORMS]:
-        raise ValueError(f"compare: transforms={tuple(transforms)} has {unknown}; known are {TRANSFORMS}")
+        raise ValueError(f"compare: transforms={transforms} has {unknown}; known are {TRANSFORMS}")
+    seed = _seed(key)
     titles = _titles(manual, automatic)
     automatic = _undecorated(manual) if automatic is None else automatic
     call, variables, fixed = _read_call(manual, automatic, args, kwargs, argnums, names)
-    rng = np.random.default_rng(_seed(key))
+    rng = np.random.default_rng(seed)
     plain = run(functools.partial(outputs, call, manual), variables, fixed)
     if isinstance(plain, Exception):
         return Comparison(*titles, (failed("forward", "forward", f"manual raised {words(plain)}"),))
@@ -208,7 +211,10 @@ def _asked(args: tuple, argnums: Any) -> set[int] | None:
     """argnums as a set of positions."""
     if argnums is None:
         return None
-    asked = [argnums] if isinstance(argnums, int) else list(argnums)
+    try:
+        asked = list(map(operator.index, argnums if isinstance(argnums, Iterable) else [argnums]))
+    except TypeError:
+        raise TypeError(f"compare: argnums={argnums!r} must be an integer or a sequence of integers") from None
     if bad := [at for at in asked if not -len(args) <= at < len(args)]:
         raise ValueError(f"compare: argnums={argnums} asks for {bad}, but there are {len(args)} arguments")
     return {at % len(args) for at in asked}
@@ -260,6 +266,13 @@ def _title(function: Any) -> str:
 
 def _seed(key: Any) -> Any:
     """What NumPy's generator is seeded with."""
-    if key is None or isinstance(key, int):
-        return key or 0
-    return np.asarray(jax.random.key_data(key)).tolist()
+    if key is None:
+        return 0
+    try:
+        if isinstance(key, jax.Array | np.ndarray):
+            return np.asarray(jax.random.key_data(key)).tolist()
+        if (seed := operator.index(key)) >= 0:
+            return seed
+    except TypeError:
+        pass
+    raise TypeError(f"compare: key={key!r} must be a JAX key, or an integer that is not negative")

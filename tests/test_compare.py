@@ -653,6 +653,13 @@ def test_bad_calls_are_refused():
         quick(plain, x, automatic=plain, **{"transforms": ("pmap",)})
     with pytest.raises(ValueError, match=r"argnums=3 asks for \[3\], but there are 1 arguments"):
         quick(plain, x, automatic=plain, argnums=3)
+    with pytest.raises(ValueError, match=r"transforms=\('pmap',\) has \['pmap'\]; known are"):
+        quick(plain, x, automatic=plain, **{"transforms": "pmap"})
+    with pytest.raises(TypeError, match=r"argnums=1.0 must be an integer or a sequence of integers"):
+        quick(plain, x, automatic=plain, argnums=1.0)
+    for key in ("abc", 1.5, -1):
+        with pytest.raises(TypeError, match=r"key=.* must be a JAX key, or an integer that is not negative"):
+            quick(plain, x, automatic=plain, key=key)
     with pytest.raises(ValueError, match=r"names=\('a', 'b'\) has 2 entries for 1 arguments"):
         quick(plain, x, automatic=plain, names=("a", "b"))
     with pytest.raises(ValueError, match=r"cotangent has arrays of shapes \[\(2,\)\], but the output has \[\(3,\)\]"):
@@ -670,13 +677,22 @@ def test_the_default_automatic_is_the_decorated_function_also_under_jit():
     assert not quick(jax.jit(wrong), *arguments()).ok
 
 
+def test_one_transform_by_its_name():
+    reports = [quick(with_rule(jnp.sin, right), jnp.ones(3), **{"transforms": name}) for name in ("vmap", ("vmap",))]
+    assert [row.name for row in reports[0].rows] == [row.name for row in reports[1].rows]
+
+
 def test_check_vjp_is_silent_or_raises():
     assert check_vjp(with_rule(affine, right), *arguments()) is None
     with pytest.raises(AssertionError, match="the sign is wrong"):
         check_vjp(with_rule(affine, PLANTED["sign"][0]), *arguments(), finite_difference=False, transforms=())
 
 
-@pytest.mark.parametrize("key", [7, jax.random.key(7), jax.random.PRNGKey(7)], ids=["int", "key", "raw key"])
+@pytest.mark.parametrize(
+    "key",
+    [7, np.int64(7), jax.random.key(7), jax.random.PRNGKey(7)],
+    ids=["int", "NumPy's int", "key", "raw key"],
+)
 def test_the_key_decides_what_is_random(key):
     first, again = (quick(with_rule(jnp.sin, right), jnp.arange(3.0), key=key) for _ in range(2))
     other = quick(with_rule(jnp.sin, right), jnp.arange(3.0), key=8)
