@@ -288,7 +288,15 @@ def test_textbook_where_the_compiler_would_read_outside(form, name):
 def test_every_form_is_tested():
     """The public functions of all modules that hold forms."""
     helpers = {
-        "_choice": {"forward_form", "input_grad_form", "kernel_grad_form", "apart", "as_blocks", "features_in_part"},
+        "_choice": {
+            "forward_form",
+            "input_grad_form",
+            "kernel_grad_form",
+            "apart",
+            "as_blocks",
+            "features_in_part",
+            "times_at_once",
+        },
         "_textbook": {"rot180", "exchange_channels"},
         "_blocks": {
             *("block", "cut", "images_at_once", "largest_divisor"),

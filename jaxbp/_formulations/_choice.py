@@ -291,10 +291,11 @@ def _suits_mirrored_views(g: ConvGeometry, batch: int, channels: int, features: 
 def _suits_neighbours_kernel_grad(g: ConvGeometry, batch: int, channels: int, features: int) -> bool:
     """Whether channels are few: with few features of few images, or many outputs and the compiler's single thread."""
     w, columns = g.window, g.window.taps * channels
+    deltas = batch * math.prod(w.output_shape) * features
     if channels > 8 or max(w.window_shape[:-1], default=1) > MAX_ROWS:
         return False
     if batch <= FEW_IMAGES:
-        if features > FEW_FEATURES or columns < FEW_IMAGES * batch:
+        if features > FEW_FEATURES or columns < FEW_IMAGES * batch or deltas >= 2 * MOST_OUTPUTS:
             return False
         if w.rank == 1 and w.strides == (1,):
             return 2 * features <= FEW_FEATURES and _neighbours.together(w, features) == _neighbours.MOST_TOGETHER
@@ -304,8 +305,7 @@ def _suits_neighbours_kernel_grad(g: ConvGeometry, batch: int, channels: int, fe
     if features < FEW_FEATURES or channels == 8:
         return False
     shared = channels > 1 if w.strides[-1] > 1 else _neighbours.together(w, features) % 2 == 0
-    deltas = batch * math.prod(w.output_shape) * features
-    narrow = w.output_shape[-1] <= NARROW or (features >= 4 * FEW_FEATURES and deltas <= 8 * MANY_DELTAS)
+    narrow = w.output_shape[-1] <= NARROW or (features >= 4 * FEW_FEATURES and deltas < 2 * MOST_OUTPUTS)
     return shared and narrow and deltas > MANY_DELTAS
 
 
@@ -328,9 +328,12 @@ def _suits_neighbours_forward(g: ConvGeometry, batch: int, channels: int, featur
     w = g.window
     if w.rank not in (1, 2) or {*w.input_dilation, g.feature_group_count} != {1} or channels > 8:
         return False
+    if g.precision is not None:
+        return False
     b, step, columns = _neighbours.together(w, features), w.strides[-1], w.taps * channels
     gathered, positions = _neighbours.neighbours(g, b).window.taps * channels, batch * math.prod(w.output_shape)
-    if b == step == 1 or gathered > FEW_COLUMNS:
+    views = gathered * step * math.prod(w.output_shape)
+    if b == step == 1 or gathered > FEW_COLUMNS or views > CELLS * times_at_once(gathered * step, features):
         return False
     if features <= FEW_FEATURES and channels * features < 2 * FEW_PRODUCTS:
         return positions >= 2 * FEW_POSITIONS
@@ -339,6 +342,11 @@ def _suits_neighbours_forward(g: ConvGeometry, batch: int, channels: int, featur
     if channels % 2 == 1:
         return features <= 2 * FEW_FEATURES or columns <= FEW_COLUMNS
     return channels < 8 and b == 2 and step == 1 and columns <= FEW_COLUMNS
+
+
+def times_at_once(columns: int, features: int) -> int:
+    """How much larger than others a block of views may be: more where outputs are most, as a loop copies them."""
+    return 6 if columns <= features else 2
 
 
 def _suits_taps_forward(g: ConvGeometry, batch: int, channels: int, features: int) -> bool:

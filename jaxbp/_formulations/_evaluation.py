@@ -167,9 +167,9 @@ def _in_blocks(form: Callable[..., jax.Array], x: jax.Array, g: ConvGeometry, ce
 
 
 def _taps_at_once(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
-    """One product of all taps; in fewer blocks where outputs are more than views, as a loop writes them once more."""
+    """One product of all taps, of as many images as fit."""
     columns = g.window.taps * x.shape[-1]
-    times = 6 if columns <= kernel.shape[-1] else 2
+    times = _choice.times_at_once(columns, kernel.shape[-1])
     return _in_blocks(lambda x, g: _taps.taps_forward(x, kernel, g), x, g, columns, times)
 
 
