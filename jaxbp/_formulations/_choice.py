@@ -32,6 +32,7 @@ MOST_WEIGHTS = 1 << 17  # channels times features, to be transformed for Winogra
 MOST_PARTS = 1 << 17  # numbers: an image's outputs, each tap's by itself, of which some images fit the cache
 FEW_PRODUCTS = 64  # channels times features, for which every tap's part is a product of its own
 FEW_VIEWS = 16  # taps side by side or one by one, that are worth their compile time
+MORE_VIEWS = 28  # the same for few channels
 SMALL_WINDOW = 7  # taps
 FEW_COLUMNS = 72  # taps times channels, side by side in one product
 SOME_COLUMNS = 81  # the same for a forward sum
@@ -289,10 +290,14 @@ def _suits_mirrored_views(g: ConvGeometry, batch: int, channels: int, features: 
 
 
 def _suits_neighbours_kernel_grad(g: ConvGeometry, batch: int, channels: int, features: int) -> bool:
-    """Whether channels are few: with few features of few images, or many outputs and the compiler's single thread."""
+    """Whether channels are few: with few features of few images, or many outputs and the compiler's single thread.
+
+    Steps along the rows multiply the rows that are written, and the time that their views take to compile.
+    """
     w, columns = g.window, g.window.taps * channels
-    deltas = batch * math.prod(w.output_shape) * features
-    if channels > 8 or max(w.window_shape[:-1], default=1) > MAX_ROWS:
+    rows, step = max(w.window_shape[:-1], default=1), max(w.strides[:-1], default=1)
+    deltas, inputs = batch * math.prod(w.output_shape) * features, batch * math.prod(w.input_shape) * channels
+    if channels > 8 or rows * step > MAX_ROWS or inputs * step >= MOST_OUTPUTS:
         return False
     if batch <= FEW_IMAGES:
         if features > FEW_FEATURES or columns < FEW_IMAGES * batch or deltas >= 2 * MOST_OUTPUTS:
@@ -331,9 +336,13 @@ def _suits_neighbours_forward(g: ConvGeometry, batch: int, channels: int, featur
     if g.precision is not None:
         return False
     b, step, columns = _neighbours.together(w, features), w.strides[-1], w.taps * channels
-    gathered, positions = _neighbours.neighbours(g, b).window.taps * channels, batch * math.prod(w.output_shape)
+    taps, positions = _neighbours.neighbours(g, b).window.taps, batch * math.prod(w.output_shape)
+    gathered = taps * channels
     views = gathered * step * math.prod(w.output_shape)
     if b == step == 1 or gathered > FEW_COLUMNS or views > CELLS * times_at_once(gathered * step, features):
+        return False
+    inputs, steps = batch * math.prod(w.input_shape) * channels, max(w.strides[:-1], default=1)
+    if inputs >= 2 * MOST_OUTPUTS or taps * steps > MORE_VIEWS:
         return False
     if features <= FEW_FEATURES and channels * features < 2 * FEW_PRODUCTS:
         return positions >= 2 * FEW_POSITIONS
