@@ -371,7 +371,7 @@ def test_large_weights_are_cut_into_few_parts(features):
             assert count * _choice.MOST_WEIGHTS <= 4 * inputs * outputs
 
 
-@settings(max_examples=max(1500, 40 * settings.default.max_examples))
+@settings(max_examples=1500, derandomize=True)
 @given(st.data())
 def draw_names(seen, data):
     """Collect the forms that the choices name for a random geometry."""
