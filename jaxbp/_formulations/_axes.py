@@ -1,14 +1,10 @@
 """Many spatial axes brought to two, the rank that compilers have fast convolutions for."""
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 
 from .._geometry import ConvGeometry, Window
-from ._windows import first_axis_views
-
-Form = Callable[..., jax.Array]
+from ._windows import Form, first_axis_views
 
 
 def fold_forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry, form: Form) -> jax.Array:

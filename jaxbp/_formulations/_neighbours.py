@@ -18,8 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from .._geometry import ConvGeometry, Window, dilated_size
-from ._phases import Form
-from ._windows import pad_axes
+from ._windows import Form, pad_axes
 
 MOST_TOGETHER = 4
 # Products that cost as much as gathering one number.

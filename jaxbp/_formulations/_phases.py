@@ -5,14 +5,10 @@ images of a larger batch, the taps of a window are neighbours again, and what is
 Source: the space-to-batch of Chen et al., "DeepLab", 2016.
 """
 
-from collections.abc import Callable
-
 import jax
 
 from .._geometry import ConvGeometry, Ints, Window, read_padding
-from ._windows import pad_axes, pad_to
-
-Form = Callable[..., jax.Array]
+from ._windows import Form, pad_axes, pad_to
 
 
 def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry, correlate: Form) -> jax.Array:

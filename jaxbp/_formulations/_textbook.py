@@ -109,15 +109,13 @@ def _one_zero_more(
     window = kernel.shape[: len(sizes)]
     axes = zip(window, strides, padding, input_dilation, dilation, strict=True)
     kept = [k == i == s + 1 and pair == (0, 0) and d == 1 for k, s, pair, i, d in axes]
-    exchanged = [(k, n) for k, n, keep in zip(window, sizes, kept, strict=True) if not keep]
-    if math.prod(k for k, _ in exchanged) <= math.prod(n for _, n in exchanged):
-        return kernel, padding
     more = [int(keep and k != n) for k, n, keep in zip(window, sizes, kept, strict=True)]
-    if not any(more):
+    taps, cells = (math.prod(a for a, keep in zip(shape, kept, strict=True) if not keep) for shape in (window, sizes))
+    if taps <= cells or not any(more):
         return kernel, padding
-    config = [(0, cells, 0) for cells in more]
+    config = [(0, zeros, 0) for zeros in more]
     kernel = lax.pad(kernel, jnp.zeros((), kernel.dtype), [*config, (0, 0, 0), (0, 0, 0)])
-    return kernel, tuple((low, high + cells) for (low, high), cells in zip(padding, more, strict=True))
+    return kernel, tuple((low, high + zeros) for (low, high), zeros in zip(padding, more, strict=True))
 
 
 def _channels_last(rank: int) -> lax.ConvDimensionNumbers:

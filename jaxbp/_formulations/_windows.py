@@ -20,6 +20,7 @@ from ._memory import written
 
 Pair = tuple[jax.Array, jax.Array]
 Choice = tuple[str, str]
+Form = Callable[..., jax.Array]
 
 # Above this many taps a window is pooled axis by axis: the sum of its sizes where it would be their product.
 TAPS_AT_ONCE = 16
