@@ -225,6 +225,14 @@ def test_a_case_with_json_and_plot(quick, capsys, tmp_path):
         assert entry["residual_bytes"]["manual"] == 0 and entry["temporary_bytes"]["automatic"] >= 0
 
 
+def test_more_images(quick, capsys):
+    assert bench("--filter", "global average pool 7x7", "--batch", "3") == 0
+    assert "global average pool 7x7/1 3x7x7x2048 " in capsys.readouterr().out
+    assert {case.enlarged(5).shapes[0][0] / case.shapes[0][0] for case in CASES} == {5.0}
+    assert len({case.enlarged(5).name for case in CASES} - set(NAMES)) == len(CASES)
+    assert _models.MODELS[0].enlarged(2).name == "lenet 28x28 batch 128"
+
+
 def test_low_precision(quick, capsys):
     assert bench("--filter", ONE, "--dtype", "bfloat16") == 0
     assert "| bfloat16 |" in capsys.readouterr().out
@@ -249,9 +257,9 @@ def test_what_does_not_run_is_a_note(quick, capsys, monkeypatch):
 def test_plan_names_a_form_and_a_reason_for_every_map(capsys):
     assert bench("--plan") == 0
     lines = capsys.readouterr().out.splitlines()
-    maps = sum(2 if case.pools else 3 for case in CASES)
+    maps = sum(2 if case.pools else 6 for case in CASES)
     assert len(lines) == 1 + len(CASES) + maps
-    assert all(len(line[2:].split("  ")) >= 3 for line in lines if line.startswith("  "))
+    assert all(len(line[2:].split("  ")) >= 4 for line in lines if line.startswith("  "))
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if not c.pools], ids=[c.name for c in CASES if not c.pools])
@@ -299,6 +307,7 @@ def test_interrupted_before_the_first_case(quick, capsys, monkeypatch):
         (["--dtype", "float12"], "--dtype 'float12' is not known; use one of float32, bfloat16, float16"),
         (["--seconds", "-1"], "--seconds -1.0 must be a number of seconds, 0 or more"),
         (["--seconds", "nan"], "--seconds nan must be a number of seconds, 0 or more"),
+        (["--batch", "0"], "--batch 0 must be a number of times, 1 or more"),
         (["--json", "no/such/folder/a.json"], "--json no/such/folder/a.json: there is no folder /"),
         (["--plot", "ratios.xyz"], "--plot ratios.xyz: pictures of .xyz cannot be drawn; use one of .*png"),
         (["--plan", "--models"], "--plan is about single layers; leave out --models"),

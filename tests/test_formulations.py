@@ -7,11 +7,13 @@ import ast
 import importlib
 import inspect
 import pkgutil
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -24,12 +26,16 @@ import jaxbp
 import loops
 from cases import CONVS, POOLS, Conv, assert_exact, integers, lax_is_right, normal
 from jaxbp import _formulations
+from jaxbp._bench._programs import function_of
+from jaxbp._bench._suite import CASES
 from jaxbp._formulations import (
     _axes,
     _bands,
     _blocks,
     _choice,
     _evaluation,
+    _gpu,
+    _gpu_choice,
     _inside,
     _multiply_add,
     _neighbours,
@@ -64,6 +70,15 @@ def one_group(case: Conv) -> Conv:
     kernel = (*case.kernel[:-2], case.x[-1], case.kernel[-1])
     return without_zeros(case)._replace(
         kernel=kernel, arguments=case.arguments | dict(input_dilation=1, feature_group_count=1)
+    )
+
+
+def depthwise(case: Conv) -> Conv:
+    """A group for every channel, and no zeros."""
+    channels = case.x[-1]
+    kernel = (*case.kernel[:-2], 1, channels * (1 + case.kernel[-1] % 2))
+    return without_zeros(case)._replace(
+        kernel=kernel, arguments=case.arguments | dict(input_dilation=1, feature_group_count=channels)
     )
 
 
@@ -126,11 +141,13 @@ FORMS = [
     Form(_textbook.forward, "forward", anything),
     Form(_textbook.input_grad, "input", anything),
     Form(_textbook.kernel_grad, "kernel", anything),
+    Form(_textbook.kernel_grad_by_names, "kernel", anything),
     Form(_product.forward, "forward", apart),
     Form(_product.transposed, "input", apart),
     Form(_product.kernel_grad, "kernel", apart),
     Form(_multiply_add.forward, "forward", without_zeros),
     Form(_multiply_add.kernel_grad, "kernel", without_zeros),
+    Form(_multiply_add.reductions, "kernel", depthwise),
     Form(_taps.project_then_add, "forward", one_group),
     Form(_evaluation._project_then_add, "forward", one_group),
     Form(_taps.taps_forward, "forward", one_group),
@@ -166,7 +183,7 @@ FORMS = [
         _subpixel.forward,
         "forward",
         without_wide_steps,
-        lambda x, k, g: _subpixel.forward(x, k, g, _textbook.forward),
+        lambda x, k, g: _subpixel.forward(x, k, g, _textbook.forward, _blocks.map_images),
     ),
     Form(_axes.fold_forward, "forward", more_axes, lambda x, k, g: _axes.fold_forward(x, k, g, _textbook.forward)),
     Form(
@@ -180,6 +197,9 @@ FORMS = [
     Form(_evaluation.forward, "forward", anything),
     Form(_evaluation.input_grad, "input", anything),
     Form(_evaluation.kernel_grad, "kernel", anything),
+    Form(_gpu.forward, "forward", anything),
+    Form(_gpu.input_grad, "input", anything),
+    Form(_gpu.kernel_grad, "kernel", anything),
 ]
 
 
@@ -297,7 +317,8 @@ def test_every_form_is_tested():
             "features_in_part",
             "times_at_once",
         },
-        "_textbook": {"rot180", "exchange_channels"},
+        "_gpu_choice": {"forward_form", "input_grad_form", "kernel_grad_form"},
+        "_textbook": {"rot180", "exchange_channels", "taken_back"},
         "_blocks": {
             *("block", "cut", "images_at_once", "largest_divisor"),
             *("map_blocks", "map_images", "put_together", "sum_blocks", "sum_images"),
@@ -343,9 +364,9 @@ def functions_of(module):
     return {n.name: n for n in ast.parse(Path(module.__file__).read_text()).body if isinstance(n, ast.FunctionDef)}
 
 
-def names_of(choice):
+def names_of(choice, module=_choice):
     """The names that a choice returns, by itself or by a function of its module that chooses for it."""
-    functions = functions_of(_choice)
+    functions = functions_of(module)
     called = {n.func.id for n in ast.walk(functions[choice]) if isinstance(n, ast.Call) and hasattr(n.func, "id")}
     helpers = [
         functions[name] for name in called & functions.keys() if "Choice" in ast.unparse(functions[name].returns)
@@ -353,10 +374,12 @@ def names_of(choice):
     return set().union(*(strings(function, "returned") for function in [functions[choice], *helpers]))
 
 
+@pytest.mark.parametrize(("choices", "evaluations"), [(_choice, _evaluation), (_gpu_choice, _gpu)], ids=["cpu", "gpu"])
 @pytest.mark.parametrize(("choice", "evaluation"), [("forward_form", "forward"), ("kernel_grad_form", "kernel_grad")])
-def test_every_name_that_is_chosen_is_evaluated(choice, evaluation):
+def test_every_name_that_is_chosen_is_evaluated(choices, evaluations, choice, evaluation):
     """A misspelt name would quietly be the textbook form."""
-    assert names_of(choice) - {"textbook"} == strings(functions_of(_evaluation)[evaluation], "evaluated")
+    evaluated = strings(functions_of(evaluations)[evaluation], "evaluated")
+    assert names_of(choice, choices) - {"textbook"} == evaluated
 
 
 @pytest.mark.parametrize("features", [257, 300, 512, 514, 521, 1000, 1024])
@@ -391,15 +414,22 @@ def draw_names(seen, data):
         patch.setattr(_choice, "MOST_WEIGHTS", data.draw(st.sampled_from([_choice.MOST_WEIGHTS, 1 << 11])))
         patch.setattr(_choice, "MORE_COLUMNS", data.draw(st.sampled_from([_choice.MORE_COLUMNS, 8])))
         for choice in ("forward_form", "input_grad_form", "kernel_grad_form"):
-            seen[choice.replace("input_grad", "forward")].add(getattr(_choice, choice)(g, *sizes)[0])
+            seen[_choice, choice.replace("input_grad", "forward")].add(getattr(_choice, choice)(g, *sizes)[0])
+        patch.setattr(_gpu_choice, "FEW_CHANNELS", data.draw(st.sampled_from([_gpu_choice.FEW_CHANNELS, 0])))
+        seen[_gpu_choice, "forward_form"].add(_gpu_choice.forward_form(g, *sizes)[0])
+        seen[_gpu_choice, "forward_form"].add(_gpu_choice.input_grad_form(g, *sizes)[0])
+        itemsize = data.draw(st.sampled_from([2, 4, 8]))
+        seen[_gpu_choice, "kernel_grad_form"].add(_gpu_choice.kernel_grad_form(g, *sizes, itemsize)[0])
 
 
 def test_random_geometries_reach_every_choice():
     """So that the choices are run through, here and in test_random; some need more images, or smaller limits."""
-    seen = {"forward_form": set(), "kernel_grad_form": set()}
+    seen = {
+        (module, choice): set() for module in (_choice, _gpu_choice) for choice in ("forward_form", "kernel_grad_form")
+    }
     draw_names(seen)
-    for choice, names in seen.items():
-        assert names == names_of(choice) | ({"textbook"} & names), choice
+    for (module, choice), names in seen.items():
+        assert names == names_of(choice, module) | ({"textbook"} & names), choice
 
 
 EXAMPLES = {
@@ -490,20 +520,25 @@ def test_the_compiler_does_not_see_through_written():
 
 
 @pytest.mark.parametrize(
-    ("limit", "name"),
+    ("limit", "phases", "name"),
     [
-        (0, "overlap, same"),
-        (0, "windows wholly in padding"),
-        (0, "window dilation, padding"),
-        (0, "3-D"),
-        (0, "ceil_mode"),
-        (10**6, "large window"),
+        (0, 0, "overlap, same"),
+        (16, 0, "overlap, same"),
+        (0, 0, "windows wholly in padding"),
+        (0, 0, "window dilation, padding"),
+        (16, 0, "window dilation, padding"),
+        (0, 0, "3-D"),
+        (16, 0, "3-D"),
+        (0, 0, "ceil_mode"),
+        (10**6, 0, "large window"),
+        (10**6, 10**6, "large window"),
     ],
 )
-def test_pools_on_the_other_side_of_every_limit(monkeypatch, limit, name):
+def test_pools_on_the_other_side_of_every_limit(monkeypatch, limit, phases, name):
     """Small windows pooled axis by axis and upsampled in a loop, large ones tap by tap and unrolled."""
     monkeypatch.setattr(_windows, "TAPS_AT_ONCE", limit)
     monkeypatch.setattr(_upsample, "WINDOWS_AT_ONCE", limit)
+    monkeypatch.setattr(_upsample, "PHASES_AT_ONCE", phases)
     # Without their `jit`, which may remember a program from before.
     for map_name in [name for name, value in vars(_formulations).items() if hasattr(value, "__wrapped__")]:
         monkeypatch.setattr(_formulations, map_name, getattr(_formulations, map_name).__wrapped__)
@@ -513,3 +548,38 @@ def test_pools_on_the_other_side_of_every_limit(monkeypatch, limit, name):
         case, inputs, jax.jit(lambda x: test_pool.all_pools(test_pool.jaxbp, case, x))(inputs)
     )
     test_pool.test_winners(case)
+
+
+# ------------------------------------------------------------------------------------------ lowered for a GPU
+
+
+def lowered_for_a_gpu(case, dtype):
+    """Forward and all gradients of a case of the suite, as a GPU's compiler is given them."""
+
+    def whole(arrays, delta):
+        output, pull = jax.vjp(function_of(case, jaxbp), *arrays)
+        return output, pull(delta)
+
+    arrays = [jax.ShapeDtypeStruct(shape, dtype) for shape in case.shapes]
+    delta = jax.eval_shape(function_of(case, jaxbp), *arrays)
+    return jax.export.export(jax.jit(whole), platforms=["cuda"])(arrays, delta).mlir_module()
+
+
+@pytest.mark.parametrize("family", dict.fromkeys(case.family for case in CASES))
+def test_a_gpu_gets_no_scatter_no_loop_and_short_numbers(family):
+    """Sums of bfloat16 in cuDNN's own convolutions are float32 inside; a cast before them would double their time."""
+    case = next(case for case in CASES if case.family == family)
+    text = lowered_for_a_gpu(case, jnp.bfloat16)
+    assert not re.search(r"stablehlo\.(\w*scatter|while)", text)
+    convolutions = [line for line in text.splitlines() if "stablehlo.convolution" in line]
+    assert all("f32" not in line.split(" : ")[-1] for line in convolutions), convolutions
+
+
+@pytest.mark.parametrize("name", ["resnet 3x3/2 8x56x56x64->128", "mobilenet depthwise 3x3/2 8x56x56x64->64"])
+def test_a_gpu_recognizes_the_gradient_of_an_input(name):
+    """XLA knows cuDNN's own sum by a window that is reversed last."""
+    text = lowered_for_a_gpu(next(case for case in CASES if case.name == name), jnp.float32)
+    reversed_kernels = re.findall(r"(%\w+) = stablehlo.reverse", text)
+    dilated = [line for line in text.splitlines() if "stablehlo.convolution" in line and "lhs_dilate = [2, 2]" in line]
+    operands = [re.search(r"convolution\(%\w+, (%\w+)\)", line) for line in dilated]
+    assert operands and all(found and found[1] in reversed_kernels for found in operands)

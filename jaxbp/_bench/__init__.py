@@ -56,6 +56,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--filter", default="", metavar="REGEX", help="only cases in whose 'family: name' this is found"
     )
     parser.add_argument("--dtype", default="float32", help=f"one of {', '.join(DTYPES)} (default: float32)")
+    parser.add_argument(
+        "--batch", type=int, default=1, metavar="TIMES", help="so many times as many images, to fill a GPU (default: 1)"
+    )
     parser.add_argument("--seconds", type=float, default=1.0, help="about how long to time each line (default: 1)")
     parser.add_argument("--parts", action="store_true", help="also time the forward pass and each gradient alone")
     parser.add_argument("--torch", action="store_true", help="also time PyTorch on the same data, channels last")
@@ -75,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"jaxbp bench: {error}", file=sys.stderr)
         return 2
     if args.plan:
-        print(plan_text(chosen))
+        print(plan_text(chosen, args.dtype))
         return 0
     try:
         return _run(args, chosen)
@@ -155,7 +158,7 @@ def _chosen(args: argparse.Namespace) -> list:
         known = dict.fromkeys(item.name if args.models else item.family for item in items)
         kind = "models" if args.models else "cases; families are"
         raise ValueError(f"--filter {args.filter!r} finds none of {len(items)} {kind} {', '.join(known)}")
-    return found
+    return [item.enlarged(args.batch) for item in found]
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -164,6 +167,8 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError(f"--dtype {args.dtype!r} is not known; use one of {', '.join(DTYPES)}")
     if not (args.seconds >= 0 and math.isfinite(args.seconds)):
         raise ValueError(f"--seconds {args.seconds} must be a number of seconds, 0 or more")
+    if args.batch < 1:
+        raise ValueError(f"--batch {args.batch} must be a number of times, 1 or more")
     if args.plan and args.models:
         raise ValueError("--plan is about single layers; leave out --models")
     if args.plan and (args.json or args.plot):

@@ -40,6 +40,12 @@ class Model(NamedTuple):
     images: tuple[int, ...]
     family: str = "training step"
 
+    def enlarged(self, times: int) -> "Model":
+        """The same network, trained on so many times as many images."""
+        batch, *sizes = self.images
+        name = self.name.replace(f"batch {batch}", f"batch {times * batch}")
+        return self._replace(name=name, images=(times * batch, *sizes))
+
 
 def lenet(layers: Layers, take: Take, x: Any) -> Any:
     """LeNet-5 (LeCun et al., 1998), with rectifiers and maxima."""

@@ -1,39 +1,58 @@
 """Which form evaluates each sum of a case, and why."""
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
-from .._formulations import _choice, _upsample, _windows
+import jax.numpy as jnp
+
+from .._formulations import _choice, _gpu_choice, _upsample, _windows
 from .._geometry import ConvGeometry, Window, conv_window, dilated_size, make_window, transposed_padding
 from ._suite import Case
 
 
-def plan(case: Case) -> list[tuple[str, str, str]]:
-    """(map, form, reason) for each map of a convolution or a pool, on a CPU."""
+class Step(NamedTuple):
+    """The form of a map on a platform, and why."""
+
+    map: str
+    platform: str
+    form: str
+    reason: str
+
+
+def plan(case: Case, dtype: str) -> list[Step]:
+    """The form of each map of a convolution or a pool, on a CPU and on an NVIDIA GPU."""
     if case.pools:
         window, strides, padding = case.arguments
         return _pool_plan(case.op, make_window(case.op, case.shapes[0][1:-1], window, strides, padding))
     g = geometry(case)
-    batch, channels, features = case.shapes[0][0], case.shapes[0][-1], case.shapes[1][-1]
+    sizes = case.shapes[0][0], case.shapes[0][-1], case.shapes[1][-1]
+    itemsize = jnp.dtype(dtype).itemsize
     return [
-        ("forward", *_choice.forward_form(g, batch, channels, features)),
-        ("input gradient", *_choice.input_grad_form(g, batch, channels, features)),
-        ("kernel gradient", *_choice.kernel_grad_form(g, batch, channels, features)),
+        Step("forward", "CPU", *_choice.forward_form(g, *sizes)),
+        Step("forward", "GPU", *_gpu_choice.forward_form(g, *sizes)),
+        Step("input gradient", "CPU", *_choice.input_grad_form(g, *sizes)),
+        Step("input gradient", "GPU", *_gpu_choice.input_grad_form(g, *sizes)),
+        Step("kernel gradient", "CPU", *_choice.kernel_grad_form(g, *sizes)),
+        Step("kernel gradient", "GPU", *_gpu_choice.kernel_grad_form(g, *sizes, itemsize)),
     ]
 
 
-def _pool_plan(op: str, w: Window) -> list[tuple[str, str, str]]:
+def _pool_plan(op: str, w: Window) -> list[Step]:
     """The forms of a pool's two sums."""
     if op == "max_pool":
-        return [("forward", *_windows.max_form(w)), ("input gradient", *_upsample.winners_form(w, chosen=True))]
-    return [("forward", *_windows.sum_form(w)), ("input gradient", *_upsample.even_form(w))]
+        forward, back = _windows.max_form(w), _upsample.winners_form(w, chosen=True)
+    else:
+        forward, back = _windows.sum_form(w), _upsample.even_form(w)
+    return [Step("forward", "any", *forward), Step("input gradient", "any", *back)]
 
 
-def plan_text(cases: Iterable[Case]) -> str:
+def plan_text(cases: Iterable[Case], dtype: str) -> str:
     """The plans of some cases, as a table."""
-    lines = ["forms on a CPU; on other platforms convolutions take the textbook form, and pools the form below"]
+    lines = ["forms on a CPU and on an NVIDIA GPU; on other platforms convolutions take the textbook form"]
     for case in cases:
         lines.append(case.name)
-        lines += [f"  {name:15}  {form:20}  {reason}" for name, form, reason in plan(case)]
+        for step in plan(case, dtype):
+            lines.append(f"  {step.map:15}  {step.platform:3}  {step.form:20}  {step.reason}")
     return "\n".join(lines)
 
 

@@ -1,6 +1,7 @@
 """A case as compiled programs: forward and all gradients in one, and each map for itself. What they cost, but time."""
 
 import gc
+import math
 import time
 from collections.abc import Callable, Sequence
 from types import ModuleType
@@ -14,6 +15,8 @@ from jax.extend.core import Var
 from ._suite import Case
 
 WHOLE = "forward + gradients"
+# Of an array; larger ones repeat them.
+MOST_RANDOM = 1 << 24
 GRADIENTS = ("input gradient", "kernel gradient", "bias gradient")
 
 
@@ -30,7 +33,8 @@ def random_arrays(case: Case, function: Callable, dtype: Any, seed: int = 0) -> 
     rng = np.random.default_rng(seed)
 
     def normal(shape: tuple[int, ...]) -> jax.Array:
-        return jnp.asarray(rng.standard_normal(shape, np.float32)).astype(dtype)
+        numbers = rng.standard_normal(min(math.prod(shape), MOST_RANDOM), np.float32)
+        return jnp.asarray(np.resize(numbers, shape)).astype(dtype)
 
     arrays = [normal(shape) for shape in case.shapes]
     return arrays, normal(jax.eval_shape(function, *arrays).shape)

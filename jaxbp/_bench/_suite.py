@@ -24,6 +24,12 @@ class Case(NamedTuple):
         """Whether it is a pool and not a convolution."""
         return self.op.endswith("pool")
 
+    def enlarged(self, times: int) -> "Case":
+        """The same layer of so many times as many images."""
+        x, *others = self.shapes
+        larger = (times * x[0], *x[1:])
+        return self._replace(name=self.name.replace(_x(x), _x(larger)), shapes=(larger, *others))
+
 
 def _x(shape: Shape) -> str:
     """(8, 28, 28, 64) as 8x28x28x64."""

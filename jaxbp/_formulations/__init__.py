@@ -6,7 +6,7 @@ that was checked once.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +15,9 @@ from jax import lax
 from .._arguments import sum_dtype, wider
 from .._batching import is_mapped_here
 from .._geometry import ConvGeometry, Window
-from . import _choice, _evaluation, _textbook, _upsample, _windows
+from . import _choice, _evaluation, _gpu, _gpu_choice, _textbook, _upsample, _windows
 from ._textbook import rot180 as rot180
+from ._windows import Form
 
 
 @partial(jax.jit, static_argnums=2, inline=True)
@@ -25,8 +26,9 @@ def conv_forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
     dtype = g.preferred_element_type or x.dtype
     if 0 in (*x.shape, *kernel.shape, *g.window.output_shape):
         return jnp.zeros((x.shape[0], *g.window.output_shape, kernel.shape[-1]), dtype)
-    form, _ = _choice.forward_form(g, x.shape[0], x.shape[-1], kernel.shape[-1])
-    return _evaluate(form, _textbook.forward, _evaluation.forward, x, kernel, g).astype(dtype)
+    sizes = x.shape[0], x.shape[-1], kernel.shape[-1]
+    names = Names(_choice.forward_form(g, *sizes)[0], _gpu_choice.forward_form(g, *sizes)[0])
+    return _evaluate(names, _textbook.forward, _evaluation.forward, _gpu.forward, x, kernel, g).astype(dtype)
 
 
 @partial(jax.jit, static_argnums=2, inline=True)
@@ -38,9 +40,10 @@ def conv_input_grad(delta: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax
     if 0 in (*delta.shape, *shape):
         return jnp.zeros(shape, kernel.dtype)
     wide = wider(delta.dtype, kernel.dtype)
-    form, _ = _choice.input_grad_form(g, delta.shape[0], channels, features)
-    dx = _evaluate(form, _textbook.input_grad, _evaluation.input_grad, delta.astype(wide), kernel.astype(wide), g)
-    return dx.astype(kernel.dtype)
+    sizes = delta.shape[0], channels, features
+    names = Names(_choice.input_grad_form(g, *sizes)[0], _gpu_choice.input_grad_form(g, *sizes)[0])
+    forms = _textbook.input_grad, _evaluation.input_grad, _gpu.input_grad
+    return _evaluate(names, *forms, delta.astype(wide), kernel.astype(wide), g).astype(kernel.dtype)
 
 
 def conv_kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
@@ -54,11 +57,18 @@ def _kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry, mapped: bool) 
     shape = (*g.window.window_shape, x.shape[-1] // g.feature_group_count, delta.shape[-1])
     if 0 in (*x.shape, *delta.shape):
         return jnp.zeros(shape, x.dtype)
-    wide = sum_dtype(wider(x.dtype, delta.dtype))
-    form = "one by one" if mapped else _choice.kernel_grad_form(g, x.shape[0], x.shape[-1], delta.shape[-1])[0]
-    chosen = partial(_evaluation.kernel_grad, mapped=mapped)
-    dkernel = _evaluate(form, _textbook.kernel_grad, chosen, x.astype(wide), delta.astype(wide), g)
-    return dkernel.astype(x.dtype)
+    wide = wider(x.dtype, delta.dtype)
+    sizes = x.shape[0], x.shape[-1], delta.shape[-1]
+    on_cpu = "one by one" if mapped else _choice.kernel_grad_form(g, *sizes)[0]
+    names = Names(on_cpu, _gpu_choice.kernel_grad_form(g, *sizes, wide.itemsize)[0])
+    forms = _textbook_kernel_grad, partial(_evaluation.kernel_grad, mapped=mapped), _gpu.kernel_grad
+    return _evaluate(names, *forms, x.astype(wide), delta.astype(wide), g).astype(x.dtype)
+
+
+def _textbook_kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
+    """The textbook form, added up in the dtype for sums."""
+    wide = sum_dtype(x.dtype)
+    return _textbook.kernel_grad(x.astype(wide), delta.astype(wide), g)
 
 
 @partial(jax.jit, static_argnums=1, inline=True)
@@ -117,14 +127,35 @@ def _or_zeros(form: Callable[..., jax.Array], delta: jax.Array, winners: jax.Arr
     return form(delta, winners, w)
 
 
-def _evaluate(form: str, textbook: Any, chosen: Any, a: jax.Array, b: jax.Array, g: ConvGeometry) -> jax.Array:
-    """The chosen form on a CPU, the textbook form elsewhere; the platform is known when the program is lowered."""
-    if form == "textbook" or not jnp.issubdtype(a.dtype, jnp.floating):
+class Names(NamedTuple):
+    """The forms of one sum, by name."""
+
+    cpu: str
+    gpu: str
+
+
+def _evaluate(
+    names: Names, textbook: Form, on_cpu: Form, on_gpu: Form, a: jax.Array, b: jax.Array, g: ConvGeometry
+) -> jax.Array:
+    """The chosen form on a CPU and on an NVIDIA GPU, the textbook form elsewhere.
+
+    The platform is known when the program is lowered.
+    """
+    if {*names} == {"textbook"} or not jnp.issubdtype(a.dtype, jnp.floating):
+        return textbook(a, b, g)
+    dtype = jax.eval_shape(lambda a, b: textbook(a, b, g), a, b).dtype
+
+    def anywhere(a: jax.Array, b: jax.Array) -> jax.Array:
         return textbook(a, b, g)
 
-    def on_cpu(a: jax.Array, b: jax.Array) -> jax.Array:
+    def cpu(a: jax.Array, b: jax.Array) -> jax.Array:
         wide = wider(sum_dtype(a.dtype), dtype)
-        return chosen(a.astype(wide), b.astype(wide), g._replace(preferred_element_type=None)).astype(dtype)
+        return on_cpu(a.astype(wide), b.astype(wide), g._replace(preferred_element_type=None)).astype(dtype)
 
-    dtype = jax.eval_shape(lambda a, b: textbook(a, b, g), a, b).dtype
-    return lax.platform_dependent(a, b, cpu=on_cpu, default=lambda a, b: textbook(a, b, g))
+    def gpu(a: jax.Array, b: jax.Array) -> jax.Array:
+        return on_gpu(a, b, g).astype(dtype)
+
+    platforms = {"cpu": cpu} if names.cpu != "textbook" else {}
+    if names.gpu != "textbook" and g.preferred_element_type is None:
+        platforms["cuda"] = gpu
+    return lax.platform_dependent(a, b, **platforms, default=anywhere) if platforms else anywhere(a, b)

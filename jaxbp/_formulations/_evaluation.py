@@ -38,7 +38,7 @@ def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry, back: bool = False
         name = "transposed product"
 
     def rotated() -> jax.Array:
-        return _textbook.exchange_channels(_textbook.rot180(kernel, w.rank), groups)
+        return _textbook.taken_back(kernel, groups)
 
     # Forms that read the kernel as it is: a rotated one would be a copy.
     match name:
@@ -59,7 +59,7 @@ def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry, back: bool = False
         case "product":
             return _product.forward(x, kernel, g._replace(window=as_blocks(w)))
         case "sub-pixel":
-            return _subpixel.forward(x, kernel, g, forward)
+            return _subpixel.forward(x, kernel, g, forward, partial(map_images, times=4))
         case "image by image":
             return _image_by_image(x, kernel, g)
         case "multiply-add":
@@ -106,7 +106,7 @@ def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry, mapped: bool = 
 
     def mirrored(form: Callable[..., jax.Array]) -> jax.Array:
         exchanged = form(delta, x, g._replace(window=transposed(w)))
-        return _textbook.exchange_channels(_textbook.rot180(exchanged, w.rank), groups)
+        return _textbook.taken_back(exchanged, groups)
 
     name, _ = kernel_grad_form(g, x.shape[0], x.shape[-1], delta.shape[-1])
     has_views = w.rank == groups == 1 and w.input_dilation == (1,) and w.taps <= _choice.MAX_TAPS

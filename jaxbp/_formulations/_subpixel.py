@@ -11,19 +11,20 @@ Source: Shi et al., "Real-time single image and video super-resolution", 2016, w
 """
 
 import math
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from .._geometry import ConvGeometry, Window, dilated_size, read_padding
-from ._blocks import map_images
-from ._windows import pad_axes
+from ._windows import Form, pad_axes
 
 
-def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry, correlate: Callable[..., jax.Array]) -> jax.Array:
-    """Evaluate the convolution with more outputs with `correlate`, and put these side by side."""
+def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry, correlate: Form, images: Form) -> jax.Array:
+    """Evaluate the convolution with more outputs with `correlate`, and put these side by side.
+
+    `images(form, x, cells)` calls the form on all images, of which each writes so many cells, or on some at a time.
+    """
     w, groups, features = g.window, g.feature_group_count, kernel.shape[-1]
     block = _block_window(w)
     weights, axes = _weights(kernel, w, block, groups), range(1, w.rank + 1)
@@ -40,7 +41,7 @@ def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry, correlate: Callabl
         z = z.reshape(x.shape[0], *block.output_shape, groups, *w.input_dilation, -1)
         return pad_axes(z.transpose(order).reshape(x.shape[0], *shape, features), axes, crop, 0)
 
-    return map_images(outputs, x, math.prod(shape) * features, times=4)
+    return images(outputs, x, math.prod(shape) * features)
 
 
 def _block_window(w: Window) -> Window:

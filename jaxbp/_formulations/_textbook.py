@@ -34,8 +34,8 @@ def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
 
 def input_grad(delta: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
     """Slide rot180(kernel) over delta, with zeros between delta's cells (strides) and around them (full)."""
-    rotated = exchange_channels(rot180(kernel, g.window.rank), g.feature_group_count)
-    return forward(delta, rotated, g._replace(window=transposed(g.window), preferred_element_type=None))
+    back = g._replace(window=transposed(g.window), preferred_element_type=None)
+    return forward(delta, taken_back(kernel, g.feature_group_count), back)
 
 
 def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
@@ -61,6 +61,30 @@ def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
         precision=g.precision,
     )
     return sums.transpose(*spatial, 0, w.rank + 1)
+
+
+def kernel_grad_by_names(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
+    """The same with the axes exchanged by their numbers alone, nothing transposed: as a GPU's compiler knows it."""
+    w = g.window
+    spatial = tuple(range(1, w.rank + 1))
+    x, padding, input_dilation = _cropped_first(x, read_padding(w), w.input_dilation, spatial)
+    exchanged = (w.rank + 1, 0, *spatial)
+    return lax.conv_general_dilated(
+        x,
+        delta,
+        window_strides=w.dilation,
+        padding=padding,
+        lhs_dilation=input_dilation,
+        rhs_dilation=w.strides,
+        dimension_numbers=lax.ConvDimensionNumbers(exchanged, exchanged, (w.rank, w.rank + 1, *range(w.rank))),
+        batch_group_count=g.feature_group_count,
+        precision=g.precision,
+    )
+
+
+def taken_back(kernel: jax.Array, groups: int) -> jax.Array:
+    """The kernel that slides over delta. Rotated last: so a GPU's compiler knows the gradient of an input."""
+    return rot180(exchange_channels(kernel, groups), kernel.ndim - 2)
 
 
 def rot180(kernel: jax.Array, rank: int) -> jax.Array:

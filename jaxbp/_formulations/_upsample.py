@@ -20,11 +20,16 @@ from ._windows import Choice, axis_sum, pad_axes, spatial_axes
 
 # More windows than this that reach a cell are given back axis by axis, or looped over.
 WINDOWS_AT_ONCE = 16
+# More taps or phases than this are not written out one by one.
+PHASES_AT_ONCE = 32
 
 
 def winners_form(w: Window, chosen: bool) -> Choice:
     """The form of an upsampling by winners; `chosen`: a maximum chose them."""
-    if math.prod(_reach(w)) <= WINDOWS_AT_ONCE:
+    phases, reach = math.prod(_block_sizes(w)), _reach(w)
+    if 1 < math.prod(reach) <= WINDOWS_AT_ONCE and max(phases, w.taps) <= PHASES_AT_ONCE:
+        return "phase by phase", "windows overlap: in each phase of cells a few have won, with one tap each. No scatter"
+    if math.prod(reach) <= WINDOWS_AT_ONCE:
         return "windows back", "each window that reaches a cell: does the winner lie here? No scatter"
     if chosen:
         return "axis by axis", "many windows reach a cell: a sum of sizes, not their product. No scatter"
@@ -42,8 +47,11 @@ def by_winners(delta: jax.Array, winners: jax.Array, w: Window, chosen: bool = F
     """Give each delta to the input cell that won its window; the sum where a cell won several."""
     # Bytes inside a padded view compare several times slower than int32.
     winners = winners.astype(jnp.int32)
-    if winners_form(w, chosen)[0] == "axis by axis":
-        return _by_winners_axis_by_axis(delta, winners, w)
+    match winners_form(w, chosen)[0]:
+        case "axis by axis":
+            return _by_winners_axis_by_axis(delta, winners, w)
+        case "phase by phase":
+            return _phase_by_phase(w, delta, winners)
     return _windows_back(w, [Written(delta, _add)], winners)[0]
 
 
@@ -108,11 +116,9 @@ def _windows_back(w: Window, written: Sequence[Written], winners: jax.Array | No
     """
     like = written[0].values
     w = w._replace(strides=_block_sizes(w))
-    axes, reach = spatial_axes(w, like.ndim), _reach(w)
-    blocks = [-(-(low + n) // s) for (low, _), n, s in zip(w.padding, w.input_shape, w.strides, strict=True)]
-    pads = [(most - 1, b - out) for most, b, out in zip(reach, blocks, w.output_shape, strict=True)]
-    padded = [pad_axes(each.values, axes, pads, 0) for each in written]
-    padded_winners = None if winners is None else pad_axes(winners, axes, pads, w.taps)
+    axes, reach, blocks = spatial_axes(w, like.ndim), _reach(w), _blocks(w)
+    padded = [_with_windows_around(w, each.values, 0) for each in written]
+    padded_winners = None if winners is None else _with_windows_around(w, winners, w.taps)
     phased = [size for b, s in zip(blocks, w.strides, strict=True) for size in (b, s)]
     shape = (*like.shape[: axes.start], *phased, like.shape[-1])
 
@@ -120,12 +126,9 @@ def _windows_back(w: Window, written: Sequence[Written], winners: jax.Array | No
         """Fold in, for every block, the window that lies `starts` windows behind the first that reaches it."""
 
         def view(a: jax.Array) -> jax.Array:
-            for axis, start, b in zip(axes, starts, blocks, strict=True):
-                if isinstance(start, int):
-                    a = lax.slice_in_dim(a, start, start + b, axis=axis)
-                else:
-                    a = lax.dynamic_slice_in_dim(a, start, b, axis)
-            return jnp.expand_dims(a, [axis + 1 + i for i, axis in enumerate(axes)])
+            return jnp.expand_dims(
+                _one_window_of_each_block(w, a, starts), [axis + 1 + i for i, axis in enumerate(axes)]
+            )
 
         tap, reaches = _tap(w, [most - 1 - start for most, start in zip(reach, starts, strict=True)], axes.start)
         if padded_winners is not None:
@@ -140,10 +143,67 @@ def _windows_back(w: Window, written: Sequence[Written], winners: jax.Array | No
         totals = lax.fori_loop(
             0, math.prod(reach), lambda i, totals: fold_window(jnp.unravel_index(i, tuple(reach)), totals), totals
         )
-    cells = [b * s for b, s in zip(blocks, w.strides, strict=True)]
+    return [_cells(w, total) for total in totals]
+
+
+def _phase_by_phase(w: Window, delta: jax.Array, winners: jax.Array) -> jax.Array:
+    """The same sum of delta, each phase by itself: a window that reaches it has one known tap there."""
+    w = w._replace(strides=_block_sizes(w))
+    axes, reach = spatial_axes(w, delta.ndim), _reach(w)
+    delta, winners = _with_windows_around(w, delta, 0), _with_windows_around(w, winners, w.taps)
+
+    def sum_of(phase: tuple[int, ...]) -> jax.Array:
+        total = jnp.zeros_like(delta, shape=(*delta.shape[: axes.start], *_blocks(w), delta.shape[-1]))
+        for starts in itertools.product(*map(range, reach)):
+            tap: int | None = 0
+            for start, most, s, p, d, k in zip(
+                starts, reach, w.strides, phase, w.dilation, w.window_shape, strict=True
+            ):
+                offset = (most - 1 - start) * s + p
+                covered = offset % d == 0 and offset // d < k
+                tap = tap * k + offset // d if covered and tap is not None else None
+            if tap is not None:
+                won = _one_window_of_each_block(w, winners, starts) == tap
+                total = total + jnp.where(won, _one_window_of_each_block(w, delta, starts), 0)
+        return total
+
+    def stacked(phase: tuple[int, ...]) -> jax.Array:
+        i = len(phase)
+        if i == w.rank:
+            return sum_of(phase)
+        return jnp.stack([stacked((*phase, p)) for p in range(w.strides[i])], axis=axes[i] + 1)
+
+    return _cells(w, stacked(()))
+
+
+def _blocks(w: Window) -> list[int]:
+    """How many blocks, of as many cells as the strides, cover the input along each axis."""
+    return [-(-(low + n) // s) for (low, _), n, s in zip(w.padding, w.input_shape, w.strides, strict=True)]
+
+
+def _with_windows_around(w: Window, a: jax.Array, fill: int) -> jax.Array:
+    """One number for each window, and as many around them as every block would be reached by."""
+    facts = zip(_reach(w), _blocks(w), w.output_shape, strict=True)
+    return pad_axes(a, spatial_axes(w, a.ndim), [(most - 1, b - out) for most, b, out in facts], fill)
+
+
+def _one_window_of_each_block(w: Window, a: jax.Array, starts: Sequence[Any]) -> jax.Array:
+    """What lies `starts` windows behind the first that reaches each block."""
+    for axis, start, b in zip(spatial_axes(w, a.ndim), starts, _blocks(w), strict=True):
+        if isinstance(start, int):
+            a = lax.slice_in_dim(a, start, start + b, axis=axis)
+        else:
+            a = lax.dynamic_slice_in_dim(a, start, b, axis)
+    return a
+
+
+def _cells(w: Window, total: jax.Array) -> jax.Array:
+    """(*batch, *spatial, C) from (*batch, block, phase, ..., C): the phases put in place, the input cut out."""
+    cells = [b * s for b, s in zip(_blocks(w), w.strides, strict=True)]
+    first = total.ndim - 1 - 2 * w.rank
+    whole = total.reshape(*total.shape[:first], *cells, total.shape[-1])
     crop = [(-low, low + n - c) for (low, _), n, c in zip(w.padding, w.input_shape, cells, strict=True)]
-    whole = (*like.shape[: axes.start], *cells, like.shape[-1])
-    return [pad_axes(total.reshape(whole), axes, crop, 0) for total in totals]
+    return pad_axes(whole, spatial_axes(w, whole.ndim), crop, 0)
 
 
 def _tap(w: Window, steps: Sequence[Any], first: int) -> tuple[jax.Array, jax.Array | bool]:

@@ -1,0 +1,89 @@
+"""Which form evaluates a map on an NVIDIA GPU, and why. One function per map, as `_choice` has them for a CPU.
+
+The reasons are measurements on one GPU (BENCHMARKS.md). cuDNN's own sums are hard to beat where XLA finds the right one
+of them, where channels fill their tiles, and in at most two dimensions; all else is brought there.
+"""
+
+import math
+
+from .._geometry import ConvGeometry, Window, is_static, transposed
+from . import _neighbours
+from ._choice import apart, as_blocks
+from ._windows import Choice
+
+# Where the measurements change sides.
+FEW_CHANNELS = 8
+NARROW = 16  # channels
+MAX_TAPS = 64  # that are written out one by one
+LARGE_WINDOW = 49  # taps
+HALF = 2  # bytes of a number
+
+
+def forward_form(g: ConvGeometry, batch: int, channels: int, features: int, back: bool = False) -> Choice:
+    """The form of a forward sum; `back`: of delta and the rotated kernel, as the input's gradient."""
+    w, groups = g.window, g.feature_group_count
+    if not is_static((batch, *w.input_shape, *w.output_shape)):
+        return "textbook", "sizes are symbolic"
+    if groups == 1 and _suits_product(as_blocks(w), channels):
+        return "product", "windows do not overlap: one matrix product"
+    if groups == 1 and _suits_product(as_blocks(transposed(w)), features):
+        return "transposed product", "windows do not overlap: one matrix product, put in place"
+    if any(d > 1 for d in w.input_dilation):
+        wide_steps = any(s > 1 for s, d in zip(w.strides, w.input_dilation, strict=True) if d > 1)
+        if groups == 1 and not wide_steps and (not back or features <= FEW_CHANNELS or w.rank > 2):
+            return "sub-pixel", "zeros between the input's cells are left out: more outputs, put side by side"
+        return "textbook", "cuDNN's own gradient of a strided convolution's input"
+    if groups > 1:
+        if w.rank == 1 and channels == groups and w.taps <= MAX_TAPS:
+            return "multiply-add", "depthwise in one dimension: a short elementwise sum"
+        return "textbook", "cuDNN knows groups"
+    if w.rank > 2 and w.window_shape[0] <= MAX_TAPS and features > FEW_CHANNELS:
+        return "fold", "XLA has the channels last in two dimensions only: the first axis becomes channels and images"
+    if _suits_neighbours(w, channels, features):
+        return "neighbours", "few channels do not fill cuDNN's tiles: those of neighbouring cells together"
+    return "textbook", "what cuDNN does best"
+
+
+def input_grad_form(g: ConvGeometry, batch: int, channels: int, features: int) -> Choice:
+    """The form of the input's gradient: of the forward sum that takes delta back."""
+    return forward_form(g._replace(window=transposed(as_blocks(g.window))), batch, features, channels, back=True)
+
+
+def kernel_grad_form(g: ConvGeometry, batch: int, channels: int, features: int, itemsize: int) -> Choice:
+    """The form of the kernel's gradient, for numbers of so many bytes."""
+    w, groups = g.window, g.feature_group_count
+    if not is_static((batch, *w.input_shape, *w.output_shape)):
+        return "textbook", "sizes are symbolic"
+    if any(d > 1 for d in w.input_dilation):
+        if all(s == 1 for s in w.strides):
+            return "mirrored", "the same sum with input and delta exchanged has strides in place of zeros"
+        return "textbook", "strides and input dilation together"
+    if groups == 1 and _suits_product(as_blocks(w), channels):
+        return "product", "windows do not overlap: one matrix product"
+    if any(d > 1 for d in w.dilation) and set(w.strides) == {1}:
+        return "phases", "XLA finds cuDNN's sum only for taps that are neighbours, as they are in every phase"
+    if groups > 1:
+        large = itemsize > HALF and w.taps >= LARGE_WINDOW
+        if channels == groups and (large or (w.rank == 1 and w.taps <= MAX_TAPS)):
+            return "reductions", "depthwise, many taps: a sum of products for each of them"
+        return "batch groups", "cuDNN knows groups: the roles exchanged by their names alone, nothing transposed"
+    if w.rank > 2 and w.window_shape[0] <= MAX_TAPS and not FEW_CHANNELS < channels <= NARROW:
+        return "fold", "XLA has the channels last in two dimensions only: the first axis becomes channels and images"
+    if _suits_neighbours(w, channels, features) and (channels <= 2 or itemsize <= HALF):
+        return "neighbours", "few channels do not fill cuDNN's tiles: those of neighbouring cells together"
+    if itemsize <= HALF:
+        return "half", "cuDNN adds up in float32 by itself"
+    return "textbook", "what cuDNN does best"
+
+
+def _suits_product(w: Window, channels: int) -> bool:
+    """Whether windows do not overlap, and cutting them out costs less than cuDNN loses."""
+    whole = math.prod(w.output_shape) == 1 or (w.taps == 1 and set(w.strides) <= {1})
+    return apart(w) and (whole or w.rank > 2 or (w.taps > 1 and channels <= NARROW))
+
+
+def _suits_neighbours(w: Window, channels: int, features: int) -> bool:
+    """Whether channels are few, and more when cells stand together."""
+    if w.rank not in (1, 2) or channels > FEW_CHANNELS or w.taps == 1 or set(w.input_dilation) != {1}:
+        return False
+    return _neighbours.together(w, features) * w.strides[-1] > 1
