@@ -39,7 +39,7 @@ def forward_form(g: ConvGeometry, batch: int, channels: int, features: int, back
         return "textbook", "cuDNN knows groups"
     if w.rank > 2 and w.window_shape[0] <= MAX_TAPS and features > FEW_CHANNELS:
         return "fold", "XLA has the channels last in two dimensions only: the first axis becomes channels and images"
-    if _suits_neighbours(w, channels, features):
+    if _suits_neighbours(g, channels, features):
         return "neighbours", "few channels do not fill cuDNN's tiles: those of neighbouring cells together"
     return "textbook", "what cuDNN does best"
 
@@ -69,7 +69,7 @@ def kernel_grad_form(g: ConvGeometry, batch: int, channels: int, features: int, 
         return "batch groups", "cuDNN knows groups: the roles exchanged by their names alone, nothing transposed"
     if w.rank > 2 and w.window_shape[0] <= MAX_TAPS and not FEW_CHANNELS < channels <= NARROW:
         return "fold", "XLA has the channels last in two dimensions only: the first axis becomes channels and images"
-    if _suits_neighbours(w, channels, features) and (channels <= 2 or itemsize <= HALF):
+    if _suits_neighbours(g, channels, features) and (channels <= 2 or itemsize <= HALF):
         return "neighbours", "few channels do not fill cuDNN's tiles: those of neighbouring cells together"
     if itemsize <= HALF:
         return "half", "cuDNN adds up in float32 by itself"
@@ -82,8 +82,15 @@ def _suits_product(w: Window, channels: int) -> bool:
     return apart(w) and (whole or w.rank > 2 or (w.taps > 1 and channels <= NARROW))
 
 
-def _suits_neighbours(w: Window, channels: int, features: int) -> bool:
-    """Whether channels are few, and more when cells stand together."""
-    if w.rank not in (1, 2) or channels > FEW_CHANNELS or w.taps == 1 or set(w.input_dilation) != {1}:
+def _suits_neighbours(g: ConvGeometry, channels: int, features: int) -> bool:
+    """Whether channels are few, and more when cells stand together; a precision asks for the direct sum."""
+    w = g.window
+    if (
+        g.precision is not None
+        or w.rank not in (1, 2)
+        or channels > FEW_CHANNELS
+        or w.taps == 1
+        or set(w.input_dilation) != {1}
+    ):
         return False
     return _neighbours.together(w, features) * w.strides[-1] > 1

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from .._arguments import sum_dtype
 from .._geometry import ConvGeometry, Window, dilated_size
 from ._windows import Form, pad_axes
 
@@ -38,7 +39,7 @@ def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry, form: Form) -> 
     w, features = g.window, delta.shape[-1]
     b = together(w, features)
     sums = form(_cells_as_channels(x, w, b), delta.reshape(*delta.shape[:-2], -1, b * features), neighbours(g, b))
-    sums = sums.reshape(*w.window_shape[:-1], -1, x.shape[-1], b, features)
+    sums = sums.reshape(*w.window_shape[:-1], -1, x.shape[-1], b, features).astype(sum_dtype(sums.dtype))
     starts = range(0, b * w.strides[-1], w.strides[-1])
     parts = [
         lax.slice_in_dim(sums[..., p, :], start, start + _span(w), w.dilation[-1], w.rank - 1)
