@@ -145,6 +145,10 @@ def kernel_grad_form(g: ConvGeometry, batch: int, channels: int, features: int) 
         return "mirrored rows", "few outputs: views of one row of taps of delta, times the input"
     if w.rank in (1, 2) and _suits_neighbours_kernel_grad(g, batch, c, o):
         return "neighbours", "few channels: windows of neighbouring outputs gathered together, a product for each row"
+    if _suits_views_of_large_deltas(g, batch, c, o):
+        if w.taps <= MORE_VIEWS:
+            return "taps", "delta is larger than the cache: views of all taps side by side, block by block"
+        return "rows", "delta is larger than the cache: views of one row of taps side by side, block by block"
     if w.rank == 2 and _suits_taps(g, batch, c, o):
         return "taps", "few channels: views of all taps side by side, block by block: one product"
     if w.rank == 2 and w.taps <= MAX_TAPS and _suits_rows(g, batch, c, o):
@@ -217,7 +221,7 @@ def _in_tiles(
 def _suits_winograd(g: ConvGeometry, batch: int, channels: int, features: int) -> bool:
     """Whether there are channels enough to sum over, and tiles enough to share the weights."""
     w = g.window
-    fewest = 128 if w.rank == 1 else 32
+    fewest = 192 if w.rank == 1 else 32
     if w.rank not in (1, 2) or {*w.window_shape} != {3} or {*w.strides, *w.dilation, g.feature_group_count} != {1}:
         return False
     if g.precision is not None or min(channels, features) < fewest or channels * features < FEWEST_WEIGHTS:
@@ -312,6 +316,16 @@ def _suits_neighbours_kernel_grad(g: ConvGeometry, batch: int, channels: int, fe
     shared = channels > 1 if w.strides[-1] > 1 else _neighbours.together(w, features) % 2 == 0
     narrow = w.output_shape[-1] <= NARROW or (features >= 4 * FEW_FEATURES and deltas < 2 * MOST_OUTPUTS)
     return shared and narrow and deltas > MANY_DELTAS
+
+
+def _suits_views_of_large_deltas(g: ConvGeometry, batch: int, channels: int, features: int) -> bool:
+    """Whether channels are few, and delta, of which the compiler reads all for each tap, does not stay in the cache."""
+    w = g.window
+    fewest = 2 * FEW_FEATURES if NARROW_ON_ONE_THREAD else 4 * FEW_FEATURES
+    if w.rank == 1 and (w.taps * channels > FEW_COLUMNS or w.taps > MORE_VIEWS):
+        return False
+    few = w.rank <= 2 and w.taps <= MAX_TAPS and channels < FEW_FEATURES and features >= fewest
+    return few and batch * math.prod(w.output_shape) * features >= MOST_OUTPUTS
 
 
 def _suits_taps(g: ConvGeometry, batch: int, channels: int, features: int) -> bool:
