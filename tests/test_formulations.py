@@ -394,18 +394,23 @@ def test_large_weights_are_cut_into_few_parts(features):
             assert count * _choice.MOST_WEIGHTS <= 4 * inputs * outputs
 
 
+def geometry_of(case):
+    """The geometry of a random convolution."""
+    arguments = lower_cased(case.arguments)
+    window = conv_window(
+        "test", case.x, case.kernel, arguments["strides"], arguments["padding"], arguments["input_dilation"],
+        arguments["kernel_dilation"], arguments["feature_group_count"],
+    )  # fmt: skip
+    return ConvGeometry(window, arguments["feature_group_count"])
+
+
 @settings(max_examples=1500, derandomize=True)
 @given(st.data())
 def draw_names(seen, data):
     """Collect the forms that the choices name for a random geometry."""
     case = data.draw(convolutions(common_only=data.draw(st.sampled_from([False, False, True]))))
     assume(fits(case))
-    arguments = lower_cased(case.arguments)
-    window = conv_window(
-        "test", case.x, case.kernel, arguments["strides"], arguments["padding"], arguments["input_dilation"],
-        arguments["kernel_dilation"], arguments["feature_group_count"],
-    )  # fmt: skip
-    g = ConvGeometry(window, arguments["feature_group_count"])
+    g = geometry_of(case)
     sizes = data.draw(st.sampled_from([case.x[0], 64, 1 << 12])), case.x[-1], case.kernel[-1]
     with pytest.MonkeyPatch.context() as patch:
         # What is too large for the cache is too large for a test.
@@ -415,7 +420,18 @@ def draw_names(seen, data):
         patch.setattr(_choice, "MORE_COLUMNS", data.draw(st.sampled_from([_choice.MORE_COLUMNS, 8])))
         for choice in ("forward_form", "input_grad_form", "kernel_grad_form"):
             seen[_choice, choice.replace("input_grad", "forward")].add(getattr(_choice, choice)(g, *sizes)[0])
+
+
+@settings(max_examples=1500, derandomize=True)
+@given(st.data())
+def draw_gpu_names(seen, data):
+    """The same for a GPU."""
+    case = data.draw(convolutions(common_only=data.draw(st.booleans())))
+    assume(fits(case))
+    g, sizes = geometry_of(case), (case.x[0], case.x[-1], case.kernel[-1])
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_gpu_choice, "FEW_CHANNELS", data.draw(st.sampled_from([_gpu_choice.FEW_CHANNELS, 0])))
+        patch.setattr(_gpu_choice, "NARROW", data.draw(st.sampled_from([_gpu_choice.NARROW, 0])))
         seen[_gpu_choice, "forward_form"].add(_gpu_choice.forward_form(g, *sizes)[0])
         seen[_gpu_choice, "forward_form"].add(_gpu_choice.input_grad_form(g, *sizes)[0])
         itemsize = data.draw(st.sampled_from([2, 4, 8]))
@@ -428,6 +444,7 @@ def test_random_geometries_reach_every_choice():
         (module, choice): set() for module in (_choice, _gpu_choice) for choice in ("forward_form", "kernel_grad_form")
     }
     draw_names(seen)
+    draw_gpu_names(seen)
     for (module, choice), names in seen.items():
         assert names == names_of(choice, module) | ({"textbook"} & names), choice
 

@@ -3,7 +3,8 @@
 Arrays are (*batch, *output, C). Where a scatter would ask for each window which cell it writes to, these forms ask for
 each cell which windows reach it: with stride s, cell `p` of the padded input is `q s + r`, and the window `q - j`
 covers it with tap `t` where `t d = j s + r`. So for each of the few j there is one expression over all cells, in which
-the tap depends on the phase r alone.
+the tap depends on the phase r alone; or, where windows overlap and phases are few, one for each phase, whose taps are
+known.
 """
 
 import itertools
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from .._geometry import Window, dilated_size, transposed
@@ -155,14 +157,11 @@ def _phase_by_phase(w: Window, delta: jax.Array, winners: jax.Array) -> jax.Arra
     def sum_of(phase: tuple[int, ...]) -> jax.Array:
         total = jnp.zeros_like(delta, shape=(*delta.shape[: axes.start], *_blocks(w), delta.shape[-1]))
         for starts in itertools.product(*map(range, reach)):
-            tap: int | None = 0
-            for start, most, s, p, d, k in zip(
-                starts, reach, w.strides, phase, w.dilation, w.window_shape, strict=True
-            ):
-                offset = (most - 1 - start) * s + p
-                covered = offset % d == 0 and offset // d < k
-                tap = tap * k + offset // d if covered and tap is not None else None
-            if tap is not None:
+            steps = [most - 1 - start for most, start in zip(reach, starts, strict=True)]
+            offsets = [j * s + p for j, s, p in zip(steps, w.strides, phase, strict=True)]
+            places = [divmod(offset, d) for offset, d in zip(offsets, w.dilation, strict=True)]
+            if all(rest == 0 and t < k for (t, rest), k in zip(places, w.window_shape, strict=True)):
+                tap = int(np.ravel_multi_index([t for t, _ in places], w.window_shape))
                 won = _one_window_of_each_block(w, winners, starts) == tap
                 total = total + jnp.where(won, _one_window_of_each_block(w, delta, starts), 0)
         return total
