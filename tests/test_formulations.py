@@ -314,6 +314,7 @@ def test_every_form_is_tested():
             "kernel_grad_form",
             "apart",
             "as_blocks",
+            "steps_over_zeros",
             "features_in_part",
             "times_at_once",
         },

@@ -60,11 +60,10 @@ def forward_form(g: ConvGeometry, batch: int, channels: int, features: int) -> C
     if groups == 1 and apart(as_blocks(transposed(w))):
         return "transposed product", "windows do not overlap: one matrix product, put in place"
     if any(d > 1 for d in w.input_dilation):
-        wide_steps = any(s > 1 for s, d in zip(w.strides, w.input_dilation, strict=True) if d > 1)
         outputs = math.prod(w.output_shape) * features
         whole = _divides(w) and features > 1 and outputs <= MOST_OUTPUTS
         large = w.rank == 2 and w.taps > LARGE_WINDOW and features <= 4
-        if not wide_steps and (groups > 1 or w.rank > 2 or large or whole):
+        if not steps_over_zeros(w) and (groups > 1 or w.rank > 2 or large or whole):
             return "sub-pixel", "zeros between the input's cells are left out: more outputs, put side by side"
         if groups == 1 and batch * outputs > MOST_OUTPUTS:
             return "image by image", "the compiler skips the zeros itself, but slows down beyond the cache"
@@ -163,6 +162,11 @@ def apart(w: Window) -> bool:
     if any(d > 1 for d in w.input_dilation):
         return False
     return w.taps == 1 or (w.window_shape == w.strides and set(w.dilation) <= {1})
+
+
+def steps_over_zeros(w: Window) -> bool:
+    """Whether windows take steps along an axis that has zeros between the input's cells."""
+    return any(s > 1 for s, d in zip(w.strides, w.input_dilation, strict=True) if d > 1)
 
 
 def as_blocks(w: Window) -> Window:

@@ -8,7 +8,7 @@ import math
 
 from .._geometry import ConvGeometry, Window, is_static, transposed
 from . import _neighbours
-from ._choice import apart, as_blocks
+from ._choice import apart, as_blocks, steps_over_zeros
 from ._windows import Choice
 
 # Where the measurements change sides.
@@ -29,8 +29,7 @@ def forward_form(g: ConvGeometry, batch: int, channels: int, features: int, back
     if groups == 1 and _suits_product(as_blocks(transposed(w)), features):
         return "transposed product", "windows do not overlap: one matrix product, put in place"
     if any(d > 1 for d in w.input_dilation):
-        wide_steps = any(s > 1 for s, d in zip(w.strides, w.input_dilation, strict=True) if d > 1)
-        if groups == 1 and not wide_steps and (not back or features <= FEW_CHANNELS or w.rank > 2):
+        if groups == 1 and not steps_over_zeros(w) and (not back or features <= FEW_CHANNELS or w.rank > 2):
             return "sub-pixel", "zeros between the input's cells are left out: more outputs, put side by side"
         return "textbook", "cuDNN's own gradient of a strided convolution's input"
     if groups > 1:
