@@ -60,7 +60,7 @@ def images_at_once(batch: int, cells: int, times: int = 1) -> int:
 def block(a: jax.Array, i: jax.Array | int, count: int, axis: int = -1) -> jax.Array:
     """The i-th of `count` equal parts of an axis."""
     size = a.shape[axis] // count
-    return lax.dynamic_slice_in_dim(a, i * size, size, axis=axis)
+    return lax.dynamic_slice_in_dim(a, i * size, size, axis, allow_negative_indices=False)
 
 
 def map_images(form: Callable[[jax.Array], jax.Array], x: jax.Array, cells: int, times: int = 1) -> jax.Array:
@@ -79,7 +79,7 @@ def put_together(form: Callable[[jax.Array | int], jax.Array], count: int, like:
     shape = (*part.shape[:axis], count * part.shape[axis], *part.shape[axis + 1 :])
 
     def put(i: jax.Array, z: jax.Array) -> jax.Array:
-        return lax.dynamic_update_slice_in_dim(z, form(i), i * part.shape[axis], axis)
+        return lax.dynamic_update_slice_in_dim(z, form(i), i * part.shape[axis], axis, allow_negative_indices=False)
 
     # Any number will do, as all are overwritten. Zeros would be one array for all layers, kept, and copied for each.
     number = lax.slice(like, (0,) * like.ndim, (1,) * like.ndim).reshape(())
@@ -141,9 +141,12 @@ def _images(a: jax.Array, i: jax.Array | int, blocks: Blocks) -> jax.Array:
     """The images of the i-th block."""
     if blocks.images == a.shape[0]:
         return a
-    return lax.dynamic_slice_in_dim(a, i // blocks.bands * blocks.images, blocks.images, axis=0)
+    first = i * blocks.images if blocks.bands == 1 else lax.div(i, blocks.bands) * blocks.images
+    return lax.dynamic_slice_in_dim(a, first, blocks.images, allow_negative_indices=False)
 
 
 def _band(images: jax.Array, i: jax.Array | int, blocks: Blocks, step: int, rows: int) -> jax.Array:
     """The i-th block of its images: `rows` rows of them, `step` rows after the band before."""
-    return images if blocks.bands == 1 else lax.dynamic_slice_in_dim(images, i % blocks.bands * step, rows, axis=1)
+    if blocks.bands == 1:
+        return images
+    return lax.dynamic_slice_in_dim(images, lax.rem(i, blocks.bands) * step, rows, 1, allow_negative_indices=False)

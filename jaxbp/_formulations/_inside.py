@@ -11,11 +11,11 @@ from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from .._geometry import ConvGeometry, Window, outputs_inside
 from ._blocks import map_images, sum_images
 from ._product import over_positions
+from ._windows import pad_axes
 
 Slices = tuple[slice, ...]
 
@@ -29,7 +29,8 @@ def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry, back: bool = False
         for tap, cells, places in _rectangles(w):
             weights = kernel[tuple(-1 - t for t in tap)].T if back else kernel[tap]
             part = jnp.matmul(x[cells], weights, precision=g.precision)
-            z = lax.dynamic_update_slice(z, z[places] + part, [s.start or 0 for s in places] + [0])
+            pads = [(s.start, out - s.stop) for s, out in zip(places[1:], w.output_shape, strict=True)]
+            z = z + pad_axes(part, range(1, w.rank + 1), pads, 0)
         return z
 
     return map_images(outputs, x, _numbers(w, channels, features), times=2)

@@ -11,6 +11,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from .._geometry import ConvGeometry, Window, dilated_size, read_padding
@@ -26,7 +27,7 @@ TERMS_IN_PASS = 16
 TAPS_AT_ONCE = 8
 TAPS_IN_PASS = 4
 PARTS_AT_ONCE = 8
-PRODUCTS_AT_ONCE = 104
+PRODUCTS_AT_ONCE = 72
 
 
 def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
@@ -147,7 +148,10 @@ def _kernel_sums(x: jax.Array, delta: jax.Array, w: Window, bands: int) -> jax.A
         terms = jnp.expand_dims(view, -2) * delta
         terms = terms.reshape(parts, -1, *terms.shape[2:])
         by_tap.append(functools.reduce(lax.add, [lax.slice_in_dim(terms, i, i + 1) for i in range(parts)]))
-    sums = jnp.sum(jnp.concatenate(by_tap), axis=tuple(range(1, w.rank + 1)))
+    positions = tuple(range(1, w.rank + 1))
+    # The compiler writes every tap by itself, to put together, where they are more.
+    some = np.array_split(np.arange(len(by_tap)), -(-len(by_tap) // TAPS_AT_ONCE))
+    sums = jnp.concatenate([jnp.sum(jnp.concatenate([by_tap[i] for i in taps]), axis=positions) for taps in some])
     return sums.reshape(*w.window_shape, *sums.shape[1:])
 
 

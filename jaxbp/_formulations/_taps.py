@@ -1,17 +1,17 @@
 """Matrix products of the taps' shifted views of the input."""
 
+import functools
 import math
-from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .._geometry import ConvGeometry
+from .._geometry import ConvGeometry, Window, dilated_size, read_padding
 from ._blocks import block, cut, sum_blocks
 from ._memory import written
 from ._product import over_positions
-from ._windows import first_axis_views, tap_views
+from ._windows import first_axis_views, pad_axes, side_by_side
 
 # For each output of a block, so that no product sums over so many positions that its rounding errors show.
 FEWEST_CELLS = 256
@@ -22,16 +22,23 @@ def project_then_add(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Ar
     w, (channels, features) = g.window, kernel.shape[-2:]
     weights = kernel.reshape(-1, channels, features)
     parts = jnp.einsum("...c,tco->t...o", x, weights, precision=g.precision)
-    total = jnp.zeros((), x.dtype)
-    # The view of tap t is read from part t alone.
-    for tap, part in enumerate(parts):
-        total = total + next(view for i, view in enumerate(tap_views(part, w, 0)) if i == tap)
-    return written(total)
+    parts = parts.reshape(*w.window_shape, *x.shape[:-1], features)
+    # Axis by axis: the sum of the window's sizes where all taps at once would be their product, slow to compile.
+    for i in range(w.rank):
+        parts = written(functools.reduce(jnp.add, (_shifted(part, w, i, tap) for tap, part in enumerate(parts))))
+    return parts
+
+
+def _shifted(part: jax.Array, w: Window, i: int, tap: int) -> jax.Array:
+    """What one tap along spatial axis i reads, of its own part."""
+    axis, start, stride = part.ndim - 1 - w.rank + i, tap * w.dilation[i], w.strides[i]
+    padded = pad_axes(part, [axis], [read_padding(w)[i]], 0)
+    return lax.slice_in_dim(padded, start, start + dilated_size(w.output_shape[i], stride), stride, axis)
 
 
 def taps_forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
     """The views of all taps side by side times the kernel: one matrix product."""
-    views = _columns(tap_views(x, g.window, 0))
+    views = side_by_side(x, g.window)
     return jnp.matmul(views, kernel.reshape(-1, kernel.shape[-1]), precision=g.precision)
 
 
@@ -40,7 +47,7 @@ def taps_kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Arr
     channels, features = x.shape[-1], delta.shape[-1]
 
     def product(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
-        views = _columns(tap_views(x, g.window, 0))
+        views = side_by_side(x, g.window)
         return over_positions(_rows(views), _rows(delta), g.precision)
 
     blocks = cut(g, x.shape[0], max(g.window.taps * channels, FEWEST_CELLS))
@@ -61,7 +68,7 @@ def rows_kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Arr
             strides=(1, *w.strides[1:]),
             output_shape=(x.shape[1], *w.output_shape[1:]),
         )
-        views = _columns(tap_views(x, row, 0))
+        views = side_by_side(x, row)
         by_row = [over_positions(_rows(rows), _rows(delta), g.precision) for rows in first_axis_views(views, w)]
         return jnp.stack(by_row)
 
@@ -85,8 +92,3 @@ def grouped_kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry, togethe
 def _rows(a: jax.Array) -> jax.Array:
     """(positions, channels)."""
     return a.reshape(-1, a.shape[-1])
-
-
-def _columns(views: Iterable[jax.Array]) -> jax.Array:
-    """Views as columns of one array."""
-    return jnp.concatenate(list(views), axis=-1)

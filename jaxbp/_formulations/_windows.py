@@ -25,6 +25,8 @@ Form = Callable[..., jax.Array]
 # Above this many taps a window is pooled axis by axis: the sum of its sizes where it would be their product.
 TAPS_AT_ONCE = 16
 FEW_TAPS = 8
+# Up to so many views are side by side sooner as one sum than in a loop.
+VIEWS_AT_ONCE = 9
 # Below this many channels the loop over them is too short to find the winners again faster than to read them.
 FEW_CHANNELS = 16
 
@@ -142,6 +144,28 @@ def tap_views(x: jax.Array, w: Window, fill: float | int | bool, trailing: int =
             starts[axis], strides[axis] = tap * d, s
             limits[axis] = tap * d + dilated_size(out, s)
         yield lax.slice(padded, starts, limits, strides)
+
+
+def side_by_side(x: jax.Array, w: Window) -> jax.Array:
+    """The views of all taps as columns of one array; of more than a few taps in a loop, as each compiles by itself."""
+    if w.taps <= VIEWS_AT_ONCE:
+        return jnp.concatenate(list(tap_views(x, w, 0)), axis=-1)
+    axes, channels = spatial_axes(w, x.ndim), x.shape[-1]
+    padded = pad_axes(x, axes, read_padding(w), 0)
+    reach, strides = list(padded.shape), [1] * x.ndim
+    for axis, s, out in zip(axes, w.strides, w.output_shape, strict=True):
+        reach[axis], strides[axis] = dilated_size(out, s), s
+    taps = np.array(list(np.ndindex(*w.window_shape))) * w.dilation
+    starts = jnp.asarray(np.pad(taps, ((0, 0), (axes[0], 1))), jnp.int32)
+
+    def put(tap: jax.Array, columns: jax.Array) -> jax.Array:
+        view = lax.dynamic_slice(padded, list(starts[tap]), reach, allow_negative_indices=False)
+        view = lax.slice(view, [0] * x.ndim, reach, strides)
+        return lax.dynamic_update_slice_in_dim(columns, view, tap * channels, x.ndim - 1, allow_negative_indices=False)
+
+    number = lax.slice(x, (0,) * x.ndim, (1,) * x.ndim).reshape(())
+    columns = jnp.broadcast_to(number, (*x.shape[: axes[0]], *w.output_shape, w.taps * channels))
+    return lax.fori_loop(0, w.taps, put, columns)
 
 
 def _better(left: Pair, right: Pair) -> Pair:
