@@ -56,11 +56,11 @@ def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
 
 def _sum_of_terms(x: jax.Array, kernel: jax.Array, w: Window) -> jax.Array:
     """The forward sum as one expression: (N, *output, o, groups)."""
-    weights = kernel.reshape(-1, *[1] * (w.rank + 1), *kernel.shape[-2:])
+    channels, axis = x.shape[-2], x.ndim - 2
+    weights = lax.split(kernel.reshape(-1, *[1] * w.rank, *kernel.shape[-2:]), [1] * (w.taps * channels))
     views = tap_views(x, w, 0, trailing=2)
-    cells = [lax.slice_in_dim(view, i, i + 1, axis=x.ndim - 2) for view in views for i in range(x.shape[-2])]
-    terms = [cell * lax.index_in_dim(weights, i, keepdims=False) for i, cell in enumerate(cells)]
-    return functools.reduce(lax.add, terms)
+    cells = (cell for view in views for cell in lax.split(view, [1] * channels, axis))
+    return functools.reduce(lax.add, (cell * each for cell, each in zip(cells, weights, strict=True)))
 
 
 def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
@@ -111,7 +111,7 @@ def reductions(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
     axis, rows = _longest_axis(w)
 
     def sums(x: jax.Array, w: Window) -> jax.Array:
-        by_tap = [jnp.sum(view * delta, axis=tuple(range(w.rank + 1))) for view in tap_views(x, w, 0)]
+        by_tap = [jnp.sum(lax.mul(view, delta), axis=tuple(range(w.rank + 1))) for view in tap_views(x, w, 0)]
         return jnp.stack(by_tap).reshape(*w.window_shape, 1, delta.shape[-1])
 
     if w.taps <= TERMS_AT_ONCE:
@@ -147,7 +147,7 @@ def _kernel_sums(x: jax.Array, delta: jax.Array, w: Window, bands: int) -> jax.A
     for view in tap_views(x, w, 0, trailing=2):
         terms = jnp.expand_dims(view, -2) * delta
         terms = terms.reshape(parts, -1, *terms.shape[2:])
-        by_tap.append(functools.reduce(lax.add, [lax.slice_in_dim(terms, i, i + 1) for i in range(parts)]))
+        by_tap.append(functools.reduce(lax.add, lax.split(terms, [1] * parts)))
     positions = tuple(range(1, w.rank + 1))
     # The compiler writes every tap by itself, to put together, where they are more.
     some = np.array_split(np.arange(len(by_tap)), -(-len(by_tap) // TAPS_AT_ONCE))

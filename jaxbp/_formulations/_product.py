@@ -35,19 +35,21 @@ def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
     return product.reshape(*g.window.window_shape, x.shape[-1], delta.shape[-1])
 
 
-def over_positions(x: jax.Array, delta: jax.Array, precision: Any) -> jax.Array:
+def over_positions(x: jax.Array, delta: jax.Array, precision: Any, parts: int = 1) -> jax.Array:
     """(..., C, O), the sum of x times delta over the positions of (..., positions, C) and (..., positions, O).
 
-    A product reads one of them across memory: the narrower one. A long sum of few but wide rows is taken in two
-    halves, as a single product leaves a core without work.
+    A product reads one of them across memory: the narrower one. Its sum is taken in equal parts where that is asked
+    for (they are more exact); a long one of few but wide rows in two, as a single product leaves a core without work.
     """
     narrow, wide = sorted((x, delta), key=lambda a: a.shape[-1])
     positions, columns = wide.shape[-2:]
     outputs = narrow.shape[-1] * columns
     long = positions >= (3 if outputs <= FEW_OUTPUTS else 12) * columns
-    if x.ndim == 2 and long and positions % 2 == 0 and columns >= WIDE and outputs <= 4 * FEW_OUTPUTS:
-        halves = [a.reshape(2, positions // 2, -1) for a in (narrow, wide)]
-        product = jnp.matmul(halves[0].swapaxes(1, 2), halves[1], precision=precision).sum(0)
+    if long and positions % 2 == 0 and columns >= WIDE and outputs <= 4 * FEW_OUTPUTS:
+        parts = 2
+    if x.ndim == 2 and parts > 1:
+        narrow_parts, wide_parts = (a.reshape(parts, positions // parts, -1) for a in (narrow, wide))
+        product = jnp.matmul(narrow_parts.swapaxes(1, 2), wide_parts, precision=precision).sum(0)
     else:
         product = jnp.matmul(narrow.swapaxes(-2, -1), wide, precision=precision)
     return product if narrow is x else product.swapaxes(-2, -1)

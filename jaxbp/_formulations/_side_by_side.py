@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from .._geometry import ConvGeometry, dilated_size, read_padding
 from . import _textbook
 from ._blocks import images_at_once, largest_divisor, map_images
+from ._memory import written
 from ._windows import pad_axes
 
 # The compiler's cost of a task: (outputs along the last axis + features) times the numbers of a window.
@@ -47,7 +48,7 @@ def _strips(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
     strips = strips.reshape(-1, *wide.input_shape, x.shape[-1])
     z = _textbook.forward(strips, kernel, g._replace(window=wide))
     z = z.reshape(n // images, *w.output_shape[:-1], images, cells // stride, features)
-    return jnp.moveaxis(z[..., :out, :], w.rank, 1).reshape(n, *w.output_shape, features)
+    return written(jnp.moveaxis(z[..., :out, :], w.rank, 1).reshape(n, *w.output_shape, features))
 
 
 def images_in_a_row(g: ConvGeometry, batch: int, channels: int, features: int) -> int:

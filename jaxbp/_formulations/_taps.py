@@ -8,13 +8,15 @@ import jax.numpy as jnp
 from jax import lax
 
 from .._geometry import ConvGeometry, Window, dilated_size, read_padding
-from ._blocks import block, cut, sum_blocks
+from ._blocks import block, cut, largest_divisor, sum_blocks
 from ._memory import written
 from ._product import over_positions
 from ._windows import first_axis_views, pad_axes, side_by_side
 
 # For each output of a block, so that no product sums over so many positions that its rounding errors show.
 FEWEST_CELLS = 256
+# Of a group's positions: its narrow product adds them up in order, with three times the compiler's rounding errors.
+MOST_SUMS = 4
 
 
 def project_then_add(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
@@ -54,7 +56,7 @@ def taps_kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Arr
     return sum_blocks(product, x, delta, g, blocks).reshape(*g.window.window_shape, channels, features)
 
 
-def rows_kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
+def rows_kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry, most_sums: int = 1) -> jax.Array:
     """The views of one row of taps side by side times delta, summed over the positions; block by block.
 
     The next row of taps reads the same views, some rows on.
@@ -68,8 +70,9 @@ def rows_kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Arr
             strides=(1, *w.strides[1:]),
             output_shape=(x.shape[1], *w.output_shape[1:]),
         )
-        views = side_by_side(x, row)
-        by_row = [over_positions(_rows(rows), _rows(delta), g.precision) for rows in first_axis_views(views, w)]
+        views, delta = side_by_side(x, row), _rows(delta)
+        parts = largest_divisor(delta.shape[0], most_sums)
+        by_row = [over_positions(_rows(rows), delta, g.precision, parts) for rows in first_axis_views(views, w)]
         return jnp.stack(by_row)
 
     blocks = cut(g, x.shape[0], math.prod(g.window.window_shape[1:]) * channels)
@@ -82,7 +85,7 @@ def grouped_kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry, togethe
     c, o, count = x.shape[-1] // groups, delta.shape[-1] // groups, groups // together
     alone = g._replace(feature_group_count=1)
     products = lax.map(
-        lambda i: rows_kernel_grad(block(x, i, count), block(delta, i, count), alone),
+        lambda i: rows_kernel_grad(block(x, i, count), block(delta, i, count), alone, MOST_SUMS),
         jnp.arange(count, dtype=jnp.int32),
     )
     products = products.reshape(count, -1, together, c, together, o)

@@ -25,10 +25,12 @@ Form = Callable[..., jax.Array]
 # Above this many taps a window is pooled axis by axis: the sum of its sizes where it would be their product.
 TAPS_AT_ONCE = 16
 FEW_TAPS = 8
-# Up to so many views are side by side sooner as one sum than in a loop.
-VIEWS_AT_ONCE = 9
-# Below this many channels the loop over them is too short to find the winners again faster than to read them.
+# Below this many channels the loop over them is too short to find the winners again faster than to read them, and to
+# copy a view in a loop over the taps as fast as by itself.
 FEW_CHANNELS = 16
+# More views than this are written side by side in a loop: each by itself takes its time to compile.
+VIEWS_AT_ONCE = 9
+WIDE_VIEWS_AT_ONCE = 4
 
 
 def max_form(w: Window) -> Choice:
@@ -147,8 +149,8 @@ def tap_views(x: jax.Array, w: Window, fill: float | int | bool, trailing: int =
 
 
 def side_by_side(x: jax.Array, w: Window) -> jax.Array:
-    """The views of all taps as columns of one array; of more than a few taps in a loop, as each compiles by itself."""
-    if w.taps <= VIEWS_AT_ONCE:
+    """The views of all taps as columns of one array; of more than a few taps in a loop."""
+    if w.taps <= (VIEWS_AT_ONCE if x.shape[-1] < FEW_CHANNELS else WIDE_VIEWS_AT_ONCE):
         return jnp.concatenate(list(tap_views(x, w, 0)), axis=-1)
     axes, channels = spatial_axes(w, x.ndim), x.shape[-1]
     padded = pad_axes(x, axes, read_padding(w), 0)
