@@ -144,8 +144,12 @@ def kernel_grad_form(g: ConvGeometry, batch: int, channels: int, features: int) 
         return "mirrored rows", "few outputs: views of one row of taps of delta, times the input"
     if w.rank in (1, 2) and _suits_neighbours_kernel_grad(g, batch, c, o):
         return "neighbours", "few channels: windows of neighbouring outputs gathered together, a product for each row"
+    if _suits_steps_of_one_axis(g, batch):
+        if w.taps * c <= FEW_COLUMNS:
+            return "taps", "steps along one axis, few images: views of all taps side by side: one product"
+        return "rows", "steps along one axis, few images: a product for each tap"
     if _suits_views_of_large_deltas(g, batch, c, o):
-        if w.taps <= MORE_VIEWS:
+        if w.taps <= MORE_VIEWS and w.taps * c <= MORE_COLUMNS:
             return "taps", "delta is larger than the cache: views of all taps side by side, block by block"
         return "rows", "delta is larger than the cache: views of one row of taps side by side, block by block"
     if w.rank == 2 and _suits_taps(g, batch, c, o):
@@ -322,14 +326,24 @@ def _suits_neighbours_kernel_grad(g: ConvGeometry, batch: int, channels: int, fe
     return shared and narrow and deltas > MANY_DELTAS
 
 
-def _suits_views_of_large_deltas(g: ConvGeometry, batch: int, channels: int, features: int) -> bool:
-    """Whether channels are few, and delta, of which the compiler reads all for each tap, does not stay in the cache."""
+def _suits_steps_of_one_axis(g: ConvGeometry, batch: int) -> bool:
+    """Whether the compiler's own kernel gradient, of few images that are its channels, is slow as delta has gaps."""
     w = g.window
+    return w.rank == 1 and w.strides != (1,) and batch <= FEW_IMAGES and w.taps <= FEW_VIEWS
+
+
+def _suits_views_of_large_deltas(g: ConvGeometry, batch: int, channels: int, features: int) -> bool:
+    """Whether delta, of which the compiler reads all for each tap, does not stay in the cache; or has many features."""
+    w, deltas = g.window, batch * math.prod(g.window.output_shape) * features
+    if w.rank > 2 or w.taps > MAX_TAPS:
+        return False
+    if channels >= FEW_FEATURES:
+        fewest = FEW_FEATURES if NARROW_ON_ONE_THREAD else 2 * FEW_FEATURES
+        return w.rank == 2 and features >= 2 * FEW_FEATURES and deltas * features >= MOST_OUTPUTS * fewest
     fewest = 2 * FEW_FEATURES if NARROW_ON_ONE_THREAD else 4 * FEW_FEATURES
     if w.rank == 1 and (w.taps * channels > FEW_COLUMNS or w.taps > MORE_VIEWS):
         return False
-    few = w.rank <= 2 and w.taps <= MAX_TAPS and channels < FEW_FEATURES and features >= fewest
-    return few and batch * math.prod(w.output_shape) * features >= MOST_OUTPUTS
+    return features >= fewest and deltas >= MOST_OUTPUTS
 
 
 def _suits_taps(g: ConvGeometry, batch: int, channels: int, features: int) -> bool:
