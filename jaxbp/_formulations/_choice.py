@@ -145,7 +145,7 @@ def kernel_grad_form(g: ConvGeometry, batch: int, channels: int, features: int) 
     if w.rank in (1, 2) and _suits_neighbours_kernel_grad(g, batch, c, o):
         return "neighbours", "few channels: windows of neighbouring outputs gathered together, a product for each row"
     if _suits_steps_of_one_axis(g, batch):
-        if w.taps * c <= FEW_COLUMNS:
+        if w.taps > SMALL_WINDOW or w.taps * c <= FEW_COLUMNS:
             return "taps", "steps along one axis, few images: views of all taps side by side: one product"
         return "rows", "steps along one axis, few images: a product for each tap"
     if _suits_views_of_large_deltas(g, batch, c, o):
