@@ -34,6 +34,7 @@ from jaxbp._formulations import (
     _blocks,
     _choice,
     _evaluation,
+    _exchanged,
     _gpu,
     _gpu_choice,
     _inside,
@@ -65,12 +66,15 @@ def without_zeros(case: Conv) -> Conv:
     return case._replace(arguments=case.arguments | dict(input_dilation=1))
 
 
+def ungrouped(case: Conv) -> Conv:
+    """A single group."""
+    kernel = (*case.kernel[:-2], case.x[-1], case.kernel[-1])
+    return case._replace(kernel=kernel, arguments=case.arguments | dict(feature_group_count=1))
+
+
 def one_group(case: Conv) -> Conv:
     """A single group, and no zeros."""
-    kernel = (*case.kernel[:-2], case.x[-1], case.kernel[-1])
-    return without_zeros(case)._replace(
-        kernel=kernel, arguments=case.arguments | dict(input_dilation=1, feature_group_count=1)
-    )
+    return ungrouped(without_zeros(case))
 
 
 def depthwise(case: Conv) -> Conv:
@@ -163,6 +167,8 @@ FORMS = [
     Form(_winograd.forward, "forward", threes),
     Form(_winograd.forward, "input", threes, taken_back(_winograd.forward)),
     Form(_winograd.kernel_grad, "kernel", threes),
+    Form(_exchanged.forward, "forward", ungrouped),
+    Form(_exchanged.forward, "input", ungrouped, taken_back(_exchanged.forward)),
     Form(_inside.forward, "forward", one_group),
     Form(_inside.forward, "input", taps_apart, taken_back(_inside.forward)),
     Form(_inside.kernel_grad, "kernel", one_group),

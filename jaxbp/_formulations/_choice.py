@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import jaxlib
 
-from .._geometry import ConvGeometry, Window, is_static, transposed
+from .._geometry import ConvGeometry, Window, dilated_size, is_static, transposed
 from . import _inside, _neighbours, _phases, _side_by_side, _winograd
 from ._blocks import CELLS, largest_divisor
 from ._windows import Choice
@@ -26,6 +26,7 @@ MANY_WEIGHTS = 256  # of a tap, for each position
 MOST_INSIDE = 0.6  # of what windows read, for a product for each tap
 MAX_ROWS = 16  # of a window, side by side before a banded matrix
 MOST_ZEROS = 8  # numbers of a banded matrix for each that is a weight
+FEW_BANDS = 20  # channels times features, for which a banded matrix may be mostly zeros
 FEWEST_WEIGHTS = 32 * 32 if NARROW_ON_ONE_THREAD else 48 * 48  # channels times features, to be transformed for Winograd
 FEWEST_TILES = 128  # of a whole batch, to share Winograd's weights
 MOST_WEIGHTS = 1 << 17  # channels times features, to be transformed for Winograd
@@ -38,9 +39,12 @@ FEW_COLUMNS = 72  # taps times channels, side by side in one product
 SOME_COLUMNS = 81  # the same for a forward sum
 MORE_COLUMNS = 300  # the same for a small window
 FEW_FEATURES = 16
+SOME_FEATURES = 64
 MANY_FEATURES = 96
 FEW_IMAGES = 4  # of a batch
 MULTIPLICATIONS = 100  # for each number that is copied
+FEWEST_MULTIPLICATIONS = 1 << 22  # that are worth a second copy of the outputs
+MOST_PADDED = 3  # taps of a window for each cell of its input, which is padded for a few images
 FEW_POSITIONS = 1 << 9  # of a whole batch
 MANY_POSITIONS = 1 << 12
 MANY_DELTAS = 1 << 19  # numbers of a whole batch
@@ -61,11 +65,9 @@ def forward_form(g: ConvGeometry, batch: int, channels: int, features: int) -> C
         return "transposed product", "windows do not overlap: one matrix product, put in place"
     if any(d > 1 for d in w.input_dilation):
         outputs = math.prod(w.output_shape) * features
-        whole = _divides(w) and features > 1 and outputs <= MOST_OUTPUTS
-        large = w.rank == 2 and w.taps > LARGE_WINDOW and features <= 4
-        if not steps_over_zeros(w) and (groups > 1 or w.rank > 2 or large or whole):
+        if not steps_over_zeros(w) and _suits_sub_pixel(g, batch, channels, features):
             return "sub-pixel", "zeros between the input's cells are left out: more outputs, put side by side"
-        if groups == 1 and batch * outputs > MOST_OUTPUTS:
+        if groups == 1 and features >= 8 and batch * outputs > MOST_OUTPUTS:
             return "image by image", "the compiler skips the zeros itself, but slows down beyond the cache"
         return "textbook", "the compiler skips the zeros itself"
     if groups > 1 and _suits_multiply_add(w, c):
@@ -92,8 +94,10 @@ def forward_form(g: ConvGeometry, batch: int, channels: int, features: int) -> C
         return "fold", "no fast convolution beyond two dimensions: the first axis becomes channels and images"
     if tiles := _in_tiles(_suits_winograd_forward, g, batch, channels, features):
         return tiles
-    if math.prod(w.window_shape) > math.prod(w.input_shape):
-        return "padded", "the compiler exchanges a window and a smaller input, and loses its fast convolution"
+    if w.taps > (inputs := math.prod(w.input_shape)):
+        if groups > 1 or (batch <= FEW_IMAGES and w.taps <= MOST_PADDED * inputs):
+            return "padded", "the compiler exchanges a window and a smaller input, and loses its fast convolution"
+        return "exchanged", "a window slides over a smaller input: the same sum with input and kernel exchanged"
     if NARROW_ON_ONE_THREAD and _suits_side_by_side(g, batch, channels, features):
         return "side by side", "narrow images: the compiler leaves them to one thread"
     return "textbook", "a dense convolution is what the compiler does best"
@@ -136,6 +140,8 @@ def kernel_grad_form(g: ConvGeometry, batch: int, channels: int, features: int) 
         return "textbook", "a large window"
     if tiles := _in_tiles(_suits_winograd_kernel_grad, g, batch, c, o):
         return tiles
+    if _suits_no_views(g, batch, c):
+        return "textbook", "few images, and a delta smaller than the input: the compiler's own sum is fast"
     if w.rank == 2 and _suits_mirrored_views(g, batch, c, o):
         if batch * math.prod(w.output_shape) < FEW_POSITIONS:
             return "mirrored", "few outputs: the same sum with input and delta exchanged has few inputs"
@@ -187,6 +193,24 @@ def _suits_multiply_add(w: Window, channels: int) -> bool:
     return channels * w.taps <= MULTIPLY_ADD_TERMS
 
 
+def _suits_sub_pixel(g: ConvGeometry, batch: int, channels: int, features: int) -> bool:
+    """Whether the compiler, which skips zeros itself, is slower: few channels, or a window larger than its input."""
+    w, outputs = g.window, math.prod(g.window.output_shape) * features
+    if g.feature_group_count > 1 or w.rank > 2:
+        return True
+    facts = zip(w.window_shape, w.dilation, w.input_dilation, strict=True)
+    places = math.prod(-(-dilated_size(k, d) // s) * s if s > 1 else k for k, d, s in facts)
+    if w.rank == 2 and w.taps > LARGE_WINDOW and features <= 4:
+        return channels * places <= 2 * FEW_FEATURES * min(features, 3) * w.taps
+    if outputs > MOST_OUTPUTS:
+        return False
+    if _divides(w):
+        return features > (1 if w.rank == 2 else 7)
+    multiplications = batch * outputs * channels * w.taps // math.prod(w.input_dilation)
+    few = channels * places <= SOME_FEATURES * w.taps or w.taps > math.prod(w.input_shape)
+    return few and features >= 8 and multiplications >= FEWEST_MULTIPLICATIONS
+
+
 def _divides(w: Window) -> bool:
     """Whether the distance between cells divides the window along every axis: no weight of a block of outputs is 0."""
     facts = zip(w.window_shape, w.dilation, w.input_dilation, strict=True)
@@ -198,7 +222,8 @@ def _suits_bands(g: ConvGeometry, batch: int, channels: int, features: int) -> b
     w = g.window
     if w.rank != 2 or w.taps < LARGE_WINDOW or w.window_shape[0] > MAX_ROWS or g.precision is not None:
         return False
-    if w.input_shape[-1] > MOST_ZEROS * w.window_shape[-1]:
+    zeros = MOST_ZEROS if channels * features <= FEW_BANDS else 2
+    if w.input_shape[-1] > zeros * w.window_shape[-1]:
         return False
     rows, columns = batch * w.output_shape[0], w.output_shape[-1] * features
     return channels <= 16 and features < 8 and columns >= 64 and rows >= 256
@@ -291,6 +316,15 @@ def _in_phases(g: ConvGeometry) -> bool:
 def _suits_views(batch: int, channels: int, fewest: int) -> bool:
     """Whether the compiler's own kernel gradient is slow: on one thread, of few images, or with so many channels."""
     return NARROW_ON_ONE_THREAD or batch <= FEW_IMAGES or channels >= fewest
+
+
+def _suits_no_views(g: ConvGeometry, batch: int, channels: int) -> bool:
+    """Whether the compiler does not exchange delta and the input, of few images that are large, and few channels."""
+    w = g.window
+    if w.rank != 2 or {*w.strides, *w.dilation} != {1} or batch > FEW_IMAGES or channels > FEW_FEATURES:
+        return False
+    positions = math.prod(w.output_shape)
+    return positions < math.prod(w.input_shape) and batch * positions >= MANY_POSITIONS
 
 
 def _suits_mirrored_views(g: ConvGeometry, batch: int, channels: int, features: int) -> bool:

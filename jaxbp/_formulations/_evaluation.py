@@ -12,6 +12,7 @@ from . import (
     _axes,
     _bands,
     _choice,
+    _exchanged,
     _inside,
     _multiply_add,
     _neighbours,
@@ -49,6 +50,8 @@ def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry, back: bool = False
             return _some_features(lambda kernel: _winograd.forward(x, kernel, g, back), kernel, x.shape[-1], axis)
         case "inside":
             return _inside.forward(x, kernel, g, back)
+        case "exchanged":
+            return _exchanged.forward(x, kernel, g, back)
         case "phases":
             return _phases.forward(x, kernel, g, partial(forward, back=back))
         case "transposed product":
