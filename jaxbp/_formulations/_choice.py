@@ -92,7 +92,8 @@ def forward_form(g: ConvGeometry, batch: int, channels: int, features: int) -> C
         return "inside", "much padding, or few positions for the weights: every tap by itself, without the zeros"
     if groups == 1 and w.rank > 2 and w.window_shape[0] <= MAX_TAPS:
         return "fold", "no fast convolution beyond two dimensions: the first axis becomes channels and images"
-    if tiles := _in_tiles(_suits_winograd_forward, g, batch, channels, features):
+    tiles = _in_tiles(_suits_winograd_forward, g, batch, channels, features)
+    if tiles and (tiles[0] != "phases" or _suits_phases_forward(g, channels, features)):
         return tiles
     if w.taps > (inputs := math.prod(w.input_shape)):
         if groups > 1 or (batch <= FEW_IMAGES and w.taps <= MOST_PADDED * inputs):
@@ -311,6 +312,14 @@ def _in_phases(g: ConvGeometry) -> bool:
     """Whether taps that lie apart are neighbours in each phase."""
     w = g.window
     return any(d > 1 for d in w.dilation) and {*w.strides, *w.input_dilation, g.feature_group_count} == {1}
+
+
+def _suits_phases_forward(g: ConvGeometry, channels: int, features: int) -> bool:
+    """Whether tiles fit the phases, of which each is copied twice, and channels are more than a few."""
+    products = math.prod(g.window.dilation) * math.prod(_winograd.tile_counts(_phases.phases(g)))
+    usual = math.prod(g.window.output_shape) * g.window.taps
+    fewest = 3 * FEW_FEATURES if NARROW_ON_ONE_THREAD else MANY_FEATURES
+    return min(channels, features) >= fewest and usual >= 2 * products * _winograd.INPUTS**g.window.rank
 
 
 def _suits_views(batch: int, channels: int, fewest: int) -> bool:

@@ -7,7 +7,7 @@ from functools import partial
 import jax
 
 from .._batching import one_by_one
-from .._geometry import ConvGeometry, read_padding, transposed
+from .._geometry import ConvGeometry, Window, read_padding, transposed
 from . import (
     _axes,
     _bands,
@@ -79,7 +79,7 @@ def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry, back: bool = False
         case "project then add":
             return _project_then_add(x, kernel, g)
         case "fold":
-            cells = w.window_shape[0] * x.shape[-1]
+            cells = _folded_cells(w, x.shape[-1])
             return _in_blocks(lambda x, g: _axes.fold_forward(x, kernel, g, forward), x, g, cells)
         case "side by side":
             return _side_by_side.forward(x, kernel, g)
@@ -147,7 +147,7 @@ def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry, mapped: bool = 
         case "fold":
             # The compiler's own sum over all positions would be less exact than what it does in more dimensions.
             flat = alone(_taps.taps_kernel_grad) if w.rank == 3 and w.taps * c <= 2 * _choice.FEW_COLUMNS else again
-            blocks = cut(g, x.shape[0], w.window_shape[0] * c)
+            blocks = cut(g, x.shape[0], _folded_cells(w, c))
             if blocks.count == 1:
                 return _axes.fold_kernel_grad(x, delta, g, flat)
             return sum_blocks(lambda x, d, g: _axes.fold_kernel_grad(x, d, g, flat), x, delta, g, blocks)
@@ -167,6 +167,11 @@ def _in_blocks(form: Callable[..., jax.Array], x: jax.Array, g: ConvGeometry, ce
     """The form on all of the input where its temporaries fit, `cells` numbers for each output; else block by block."""
     blocks = cut(g, x.shape[0], cells, times=times)
     return form(x, g) if blocks.count == 1 else map_blocks(form, x, g, blocks)
+
+
+def _folded_cells(w: Window, channels: int) -> int:
+    """How many numbers of the input, whose first axis is folded, belong to each output."""
+    return w.window_shape[0] * channels * -(-math.prod(w.input_shape[1:]) // max(1, math.prod(w.output_shape[1:])))
 
 
 def _taps_at_once(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
