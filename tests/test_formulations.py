@@ -49,6 +49,7 @@ from jaxbp._formulations import (
     _upsample,
     _windows,
     _winograd,
+    _winograd_choice,
 )
 from jaxbp._formulations._memory import written
 from jaxbp._geometry import ConvGeometry, conv_window, transposed
@@ -321,9 +322,9 @@ def test_every_form_is_tested():
             "apart",
             "as_blocks",
             "steps_over_zeros",
-            "features_in_part",
             "times_at_once",
         },
+        "_winograd_choice": {"forward_tiles", "kernel_grad_tiles", "features_in_part"},
         "_gpu_choice": {"forward_form", "input_grad_form", "kernel_grad_form"},
         "_textbook": {"rot180", "exchange_channels", "taken_back"},
         "_blocks": {
@@ -343,7 +344,7 @@ def test_every_form_is_tested():
             continue
         namespace = vars(importlib.import_module(f"jaxbp._formulations.{module.name}"))
         for name, value in namespace.items():
-            own = inspect.isfunction(value) and value.__module__.endswith(module.name)
+            own = inspect.isfunction(value) and value.__module__ == f"{_formulations.__name__}.{module.name}"
             if own and not name.startswith("_") and name not in helpers.get(module.name, ()):
                 assert f"{module.name}.{name}" in tested
 
@@ -372,13 +373,16 @@ def functions_of(module):
 
 
 def names_of(choice, module=_choice):
-    """The names that a choice returns, by itself or by a function of its module that chooses for it."""
-    functions = functions_of(module)
-    called = {n.func.id for n in ast.walk(functions[choice]) if isinstance(n, ast.Call) and hasattr(n.func, "id")}
-    helpers = [
-        functions[name] for name in called & functions.keys() if "Choice" in ast.unparse(functions[name].returns)
-    ]
-    return set().union(*(strings(function, "returned") for function in [functions[choice], *helpers]))
+    """The names that a choice returns, by itself or by the functions that choose for it."""
+    functions = functions_of(module) | functions_of(_winograd_choice)
+    names, ahead, seen = set(), [choice], set()
+    while ahead:
+        function = functions[ahead.pop()]
+        seen.add(function.name)
+        names |= strings(function, "returned")
+        called = {n.func.id for n in ast.walk(function) if isinstance(n, ast.Call) and hasattr(n.func, "id")}
+        ahead += [f for f in (called & functions.keys()) - seen if "Choice" in ast.unparse(functions[f].returns)]
+    return names
 
 
 @pytest.mark.parametrize(("choices", "evaluations"), [(_choice, _evaluation), (_gpu_choice, _gpu)], ids=["cpu", "gpu"])
@@ -397,8 +401,8 @@ def test_large_weights_are_cut_into_few_parts(features):
         name, _ = choice(g, 2, 512, features)
         inputs, outputs = (features, 512) if choice is _choice.input_grad_form else (512, features)
         if name == "winograd in parts":
-            count = outputs // _choice.features_in_part(inputs, outputs)
-            assert count * _choice.MOST_WEIGHTS <= 4 * inputs * outputs
+            count = outputs // _winograd_choice.features_in_part(inputs, outputs)
+            assert count * _winograd_choice.MOST_WEIGHTS <= 4 * inputs * outputs
 
 
 def geometry_of(case):
@@ -411,7 +415,7 @@ def geometry_of(case):
     return ConvGeometry(window, arguments["feature_group_count"])
 
 
-@settings(max_examples=1500, derandomize=True)
+@settings(max_examples=2500, derandomize=True)
 @given(st.data())
 def draw_names(seen, data):
     """Collect the forms that the choices name for a random geometry."""
@@ -423,7 +427,11 @@ def draw_names(seen, data):
         # What is too large for the cache is too large for a test.
         patch.setattr(_choice, "MOST_OUTPUTS", data.draw(st.sampled_from([_choice.MOST_OUTPUTS, 64])))
         patch.setattr(_choice, "NARROW_ON_ONE_THREAD", True)
-        patch.setattr(_choice, "MOST_WEIGHTS", data.draw(st.sampled_from([_choice.MOST_WEIGHTS, 1 << 11])))
+        patch.setattr(_winograd_choice, "FEWEST_WEIGHTS", 32 * 32)
+        patch.setattr(_choice, "MOST_PADDED", data.draw(st.sampled_from([_choice.MOST_PADDED, 0])))
+        patch.setattr(
+            _winograd_choice, "MOST_WEIGHTS", data.draw(st.sampled_from([_winograd_choice.MOST_WEIGHTS, 1 << 11]))
+        )
         patch.setattr(_choice, "MORE_COLUMNS", data.draw(st.sampled_from([_choice.MORE_COLUMNS, 8])))
         for choice in ("forward_form", "input_grad_form", "kernel_grad_form"):
             seen[_choice, choice.replace("input_grad", "forward")].add(getattr(_choice, choice)(g, *sizes)[0])

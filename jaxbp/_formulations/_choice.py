@@ -5,17 +5,13 @@ convolutions, which their libraries run well. Each function returns the form's n
 """
 
 import math
-from collections.abc import Callable
-
-import jaxlib
 
 from .._geometry import ConvGeometry, Window, dilated_size, is_static, transposed
-from . import _inside, _neighbours, _phases, _side_by_side, _winograd
-from ._blocks import CELLS, largest_divisor
+from . import _inside, _neighbours, _side_by_side
+from ._blocks import CELLS
 from ._windows import Choice
+from ._winograd_choice import NARROW_ON_ONE_THREAD, forward_tiles, kernel_grad_tiles
 
-# Later compilers divide narrow convolutions, kernel gradients among them, among threads by themselves.
-NARROW_ON_ONE_THREAD = jaxlib.version.__version_info__ < (0, 11)
 # Where the measurements change sides.
 MAX_TAPS = 64  # that are written out one by one
 MULTIPLY_ADD_TERMS = 40  # taps times channels of a group
@@ -27,9 +23,6 @@ MOST_INSIDE = 0.6  # of what windows read, for a product for each tap
 MAX_ROWS = 16  # of a window, side by side before a banded matrix
 MOST_ZEROS = 8  # numbers of a banded matrix for each that is a weight
 FEW_BANDS = 20  # channels times features, for which a banded matrix may be mostly zeros
-FEWEST_WEIGHTS = 32 * 32 if NARROW_ON_ONE_THREAD else 48 * 48  # channels times features, to be transformed for Winograd
-FEWEST_TILES = 128  # of a whole batch, to share Winograd's weights
-MOST_WEIGHTS = 1 << 17  # channels times features, to be transformed for Winograd
 MOST_PARTS = 1 << 17  # numbers: an image's outputs, each tap's by itself, of which some images fit the cache
 FEW_PRODUCTS = 64  # channels times features, for which every tap's part is a product of its own
 FEW_VIEWS = 16  # taps side by side or one by one, that are worth their compile time
@@ -92,8 +85,7 @@ def forward_form(g: ConvGeometry, batch: int, channels: int, features: int) -> C
         return "inside", "much padding, or few positions for the weights: every tap by itself, without the zeros"
     if groups == 1 and w.rank > 2 and w.window_shape[0] <= MAX_TAPS:
         return "fold", "no fast convolution beyond two dimensions: the first axis becomes channels and images"
-    tiles = _in_tiles(_suits_winograd_forward, g, batch, channels, features)
-    if tiles and (tiles[0] != "phases" or _suits_phases_forward(g, channels, features)):
+    if tiles := forward_tiles(g, batch, channels, features):
         return tiles
     if w.taps > (inputs := math.prod(w.input_shape)):
         if groups > 1 or (batch <= FEW_IMAGES and w.taps <= MOST_PADDED * inputs):
@@ -139,7 +131,7 @@ def kernel_grad_form(g: ConvGeometry, batch: int, channels: int, features: int) 
         return "grouped taps", "grouped convolutions run as if dense"
     if groups > 1:
         return "textbook", "a large window"
-    if tiles := _in_tiles(_suits_winograd_kernel_grad, g, batch, c, o):
+    if tiles := kernel_grad_tiles(g, batch, c, o):
         return tiles
     if _suits_no_views(g, batch, c):
         return "textbook", "few images, and a delta smaller than the input: the compiler's own sum is fast"
@@ -239,62 +231,6 @@ def _suits_inside(g: ConvGeometry, batch: int, channels: int, features: int) -> 
     return min(channels, features) >= FEW_FEATURES and (few_positions or _inside.share_inside(w) <= MOST_INSIDE)
 
 
-def _in_tiles(
-    suits: Callable[[ConvGeometry, int, int, int], bool], g: ConvGeometry, batch: int, channels: int, features: int
-) -> Choice | None:
-    """One of Winograd's forms, if that suits the window as it is or its phases."""
-    if suits(g, batch, channels, features):
-        if _in_parts(g, batch, channels, features):
-            return "winograd in parts", "windows of 3 at stride 1; large weights, for some features at a time"
-        return "winograd", "windows of 3 at stride 1: 4 products for 6 along each axis"
-    if _in_phases(g) and suits(_phases.phases(g), batch * math.prod(g.window.dilation), channels, features):
-        return "phases", "taps that lie apart are neighbours in every phase: 4 products for 6 along each axis"
-    return None
-
-
-def _suits_winograd(g: ConvGeometry, batch: int, channels: int, features: int) -> bool:
-    """Whether there are channels enough to sum over, and tiles enough to share the weights."""
-    w = g.window
-    fewest = 192 if w.rank == 1 else 32
-    if w.rank not in (1, 2) or {*w.window_shape} != {3} or {*w.strides, *w.dilation, g.feature_group_count} != {1}:
-        return False
-    if g.precision is not None or min(channels, features) < fewest or channels * features < FEWEST_WEIGHTS:
-        return False
-    tiles = math.prod(_winograd.tile_counts(g))
-    products, usual = tiles * _winograd.INPUTS**w.rank, math.prod(w.output_shape) * w.taps
-    return 2 * usual >= 3 * products and batch * tiles >= FEWEST_TILES
-
-
-def _suits_winograd_forward(g: ConvGeometry, batch: int, channels: int, features: int) -> bool:
-    """Whether, moreover, an image fits the cache or has many channels, and large weights few parts."""
-    if not _suits_winograd(g, batch, channels, features):
-        return False
-    one_band = _winograd.blocks(g, batch, channels, features).bands == 1
-    shared = channels * features <= MOST_WEIGHTS or _in_parts(g, batch, channels, features)
-    return shared and (one_band or max(channels, features) >= 256)
-
-
-def _in_parts(g: ConvGeometry, batch: int, channels: int, features: int) -> bool:
-    """Whether weights are large, to be transformed for some features at a time, a few times."""
-    few_parts = 4 * channels * features_in_part(channels, features) >= MOST_WEIGHTS
-    return channels * features > MOST_WEIGHTS and few_parts
-
-
-def features_in_part(channels: int, features: int) -> int:
-    """How many features' weights fit the cache, in equal parts."""
-    return largest_divisor(features, MOST_WEIGHTS // channels)
-
-
-def _suits_winograd_kernel_grad(g: ConvGeometry, batch: int, channels: int, features: int) -> bool:
-    """Whether, moreover, products are large, and of one image's bands many."""
-    if not _suits_winograd(g, batch, channels, features):
-        return False
-    fewest = min(channels, features)
-    tiles = batch * math.prod(_winograd.tile_counts(g))
-    one_band = _winograd.blocks(g, batch, channels, features, kernel_grad=True).bands == 1
-    return tiles * fewest >= MOST_WEIGHTS // 8 and (one_band or fewest >= 48)
-
-
 def _suits_side_by_side(g: ConvGeometry, batch: int, channels: int, features: int) -> bool:
     """Whether narrow images make several tasks together, and so much work that two copies are little of it."""
     w = g.window
@@ -306,20 +242,6 @@ def _suits_side_by_side(g: ConvGeometry, batch: int, channels: int, features: in
     images = _side_by_side.images_in_a_row(g, batch, channels, features)
     one, row = (_side_by_side.tasks(g, count, channels, features) for count in (1, images))
     return one < 1 and row > 4 / 3
-
-
-def _in_phases(g: ConvGeometry) -> bool:
-    """Whether taps that lie apart are neighbours in each phase."""
-    w = g.window
-    return any(d > 1 for d in w.dilation) and {*w.strides, *w.input_dilation, g.feature_group_count} == {1}
-
-
-def _suits_phases_forward(g: ConvGeometry, channels: int, features: int) -> bool:
-    """Whether tiles fit the phases, of which each is copied twice, and channels are more than a few."""
-    products = math.prod(g.window.dilation) * math.prod(_winograd.tile_counts(_phases.phases(g)))
-    usual = math.prod(g.window.output_shape) * g.window.taps
-    fewest = 3 * FEW_FEATURES if NARROW_ON_ONE_THREAD else MANY_FEATURES
-    return min(channels, features) >= fewest and usual >= 2 * products * _winograd.INPUTS**g.window.rank
 
 
 def _suits_views(batch: int, channels: int, fewest: int) -> bool:

@@ -23,6 +23,7 @@ from . import (
     _taps,
     _textbook,
     _winograd,
+    _winograd_choice,
 )
 from ._blocks import block, cut, largest_divisor, map_blocks, map_images, put_together, sum_blocks
 from ._choice import as_blocks, forward_form, kernel_grad_form
@@ -183,7 +184,7 @@ def _taps_at_once(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array
 
 def _some_features(form: Callable[[jax.Array], jax.Array], a: jax.Array, channels: int, axis: int) -> jax.Array:
     """The form of so many features at a time, an axis of `a` and the last of the result, that weights fit the cache."""
-    count = a.shape[axis] // _choice.features_in_part(channels, a.shape[axis])
+    count = a.shape[axis] // _winograd_choice.features_in_part(channels, a.shape[axis])
     return put_together(lambda i: form(block(a, i, count, axis)), count, a, a.ndim - 1)
 
 
