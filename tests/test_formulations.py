@@ -73,6 +73,13 @@ def ungrouped(case: Conv) -> Conv:
     return case._replace(kernel=kernel, arguments=case.arguments | dict(feature_group_count=1))
 
 
+def large_window(case: Conv) -> Conv:
+    """A window that may be larger than its input."""
+    window = (2 * k + 1 for k in case.kernel[:-2])
+    case = ungrouped(case._replace(kernel=(*window, *case.kernel[-2:])))
+    return case._replace(arguments=case.arguments | dict(padding="SAME"))
+
+
 def one_group(case: Conv) -> Conv:
     """A single group, and no zeros."""
     return ungrouped(without_zeros(case))
@@ -420,6 +427,7 @@ def geometry_of(case):
 def draw_names(seen, data):
     """Collect the forms that the choices name for a random geometry."""
     case = data.draw(convolutions(common_only=data.draw(st.sampled_from([False, False, True]))))
+    case = data.draw(st.sampled_from([anything, anything, large_window]))(case)
     assume(fits(case))
     g = geometry_of(case)
     sizes = data.draw(st.sampled_from([case.x[0], 64, 1 << 12])), case.x[-1], case.kernel[-1]
