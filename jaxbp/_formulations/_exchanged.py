@@ -21,7 +21,7 @@ from ._textbook import rot180
 
 
 def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry, back: bool = False) -> jax.Array:
-    """Slide the input over the kernel; taken back, the kernel is exchanged and rotated already."""
+    """Slide the input over the kernel; taken back, the kernel is turned around twice, that is, not at all."""
     w, rank = g.window, g.window.rank
     taps = [dilated_size(k, d) for k, d in zip(w.window_shape, w.dilation, strict=True)]
     cells = [dilated_size(n, e) for n, e in zip(w.input_shape, w.input_dilation, strict=True)]
