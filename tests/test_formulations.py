@@ -342,6 +342,7 @@ def test_every_form_is_tested():
         "_inside": {"share_inside"},
         "_winograd": {"blocks", "tile_counts"},
         "_phases": {"phases"},
+        "_subpixel": {"block_window"},
         "_neighbours": {"together", "neighbours"},
         "_side_by_side": {"images_in_a_row", "tasks"},
     }

@@ -6,8 +6,8 @@ convolutions, which their libraries run well. Each function returns the form's n
 
 import math
 
-from .._geometry import ConvGeometry, Window, dilated_size, is_static, transposed
-from . import _inside, _neighbours, _side_by_side
+from .._geometry import ConvGeometry, Window, is_static, transposed
+from . import _inside, _neighbours, _side_by_side, _subpixel
 from ._blocks import CELLS
 from ._windows import Choice
 from ._winograd_choice import NARROW_ON_ONE_THREAD, forward_tiles, kernel_grad_tiles
@@ -149,8 +149,8 @@ def kernel_grad_form(g: ConvGeometry, batch: int, channels: int, features: int) 
         return "rows", "steps along one axis, few images: a product for each tap"
     if _suits_views_of_large_deltas(g, batch, c, o):
         if w.taps <= MORE_VIEWS and w.taps * c <= MORE_COLUMNS:
-            return "taps", "delta is larger than the cache: views of all taps side by side, block by block"
-        return "rows", "delta is larger than the cache: views of one row of taps side by side, block by block"
+            return "taps", "delta is large: views of all taps side by side, block by block"
+        return "rows", "delta is large: views of one row of taps side by side, block by block"
     if w.rank == 2 and _suits_taps(g, batch, c, o):
         return "taps", "few channels: views of all taps side by side, block by block: one product"
     if w.rank == 2 and w.taps <= MAX_TAPS and _suits_rows(g, batch, c, o):
@@ -191,8 +191,7 @@ def _suits_sub_pixel(g: ConvGeometry, batch: int, channels: int, features: int) 
     w, outputs = g.window, math.prod(g.window.output_shape) * features
     if g.feature_group_count > 1 or w.rank > 2:
         return True
-    facts = zip(w.window_shape, w.dilation, w.input_dilation, strict=True)
-    places = math.prod(-(-dilated_size(k, d) // s) * s if s > 1 else k for k, d, s in facts)
+    places = _subpixel.block_window(w).taps * math.prod(w.input_dilation)
     if w.rank == 2 and w.taps > LARGE_WINDOW and features <= 4:
         return channels * places <= 2 * FEW_FEATURES * min(features, 3) * w.taps
     if outputs > MOST_OUTPUTS:

@@ -172,7 +172,7 @@ def _in_blocks(form: Callable[..., jax.Array], x: jax.Array, g: ConvGeometry, ce
 
 def _folded_cells(w: Window, channels: int) -> int:
     """How many numbers of the input, whose first axis is folded, belong to each output."""
-    return w.window_shape[0] * channels * -(-math.prod(w.input_shape[1:]) // max(1, math.prod(w.output_shape[1:])))
+    return w.window_shape[0] * channels * -(-math.prod(w.input_shape[1:]) // math.prod(w.output_shape[1:]))
 
 
 def _taps_at_once(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:

@@ -26,7 +26,7 @@ def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry, correlate: Form, i
     `images(form, x, cells)` calls the form on all images, of which each writes so many cells, or on some at a time.
     """
     w, groups, features = g.window, g.feature_group_count, kernel.shape[-1]
-    block = _block_window(w)
+    block = block_window(w)
     weights, axes = _weights(kernel, w, block, groups), range(1, w.rank + 1)
     shape = [size * s for size, s in zip(block.output_shape, w.input_dilation, strict=True)]
     side_by_side = [axis for i in axes for axis in (i, i + w.rank + 1)]
@@ -44,7 +44,7 @@ def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry, correlate: Form, i
     return images(outputs, x, math.prod(shape) * features)
 
 
-def _block_window(w: Window) -> Window:
+def block_window(w: Window) -> Window:
     """The window over the input without zeros, one step for each block of s outputs."""
     taps, dilation, padding, blocks = list(w.window_shape), list(w.dilation), list(w.padding), list(w.output_shape)
     for i, s in enumerate(w.input_dilation):

@@ -82,9 +82,8 @@ def _suits_phases_forward(g: ConvGeometry, channels: int, features: int) -> bool
     """Whether tiles fit the phases, of which each is copied twice, and channels are more than a few."""
     products = math.prod(g.window.dilation) * math.prod(_winograd.tile_counts(_phases.phases(g)))
     usual = math.prod(g.window.output_shape) * g.window.taps
-    return (
-        min(channels, features) ** 2 >= 4 * FEWEST_WEIGHTS and usual >= 2 * products * _winograd.INPUTS**g.window.rank
-    )
+    fits = usual >= 2 * products * _winograd.INPUTS**g.window.rank
+    return fits and min(channels, features) ** 2 >= 4 * FEWEST_WEIGHTS
 
 
 def _in_parts(g: ConvGeometry, batch: int, channels: int, features: int) -> bool:
