@@ -33,9 +33,9 @@ PRODUCTS_AT_ONCE = 72
 def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
     """Add up every tap of every channel of the group; of a large window some rows at a time."""
     w, groups, features = g.window, g.feature_group_count, kernel.shape[-1]
-    x, kernel = _channels_by_group(x, groups), _channels_by_group(kernel, groups)
+    x = _channels_by_group(x, groups)
     if w.taps * x.shape[-2] <= TERMS_AT_ONCE:
-        z = written(_sum_of_terms(x, kernel, w))
+        z = written(_sum_of_terms(x, _channels_by_group(kernel, groups), w))
     else:
         axis, rows = _longest_axis(w)
         at_once = min(rows, max(1, TERMS_IN_PASS * rows // (w.taps * x.shape[-2])))
@@ -43,15 +43,15 @@ def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
 
         def some_rows(first: jax.Array | int, count: int) -> jax.Array:
             part, cells = _window_rows(padded, w, first, count)
-            weights = lax.dynamic_slice_in_dim(kernel, first, count, axis)
+            weights = _channels_by_group(lax.dynamic_slice_in_dim(kernel, first, count, axis), groups)
             # Read where they lie, cells at an offset known only at run time would not be read side by side.
             return _sum_of_terms(written(cells), written(weights), part)
 
         passes, rest = divmod(rows, at_once)
-        none = jnp.zeros_like(x, shape=(x.shape[0], *w.output_shape, *kernel.shape[-2:]))
+        none = jnp.zeros_like(x, shape=(x.shape[0], *w.output_shape, features // groups, groups))
         z = lax.fori_loop(0, passes, lambda i, z: z + some_rows(i * at_once, at_once), none)
         z = z + some_rows(passes * at_once, rest) if rest else z
-    return z.swapaxes(-2, -1).reshape(*z.shape[:-2], features)
+    return _channels_in_order(z)
 
 
 def _sum_of_terms(x: jax.Array, kernel: jax.Array, w: Window) -> jax.Array:
@@ -76,19 +76,19 @@ def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
     parts = min(PARTS_AT_ONCE, max(1, PRODUCTS_AT_ONCE * rows // (w.taps * at_once)))
     images = largest_divisor(x.shape[0], min(parts, 4 * CELLS // math.prod(x.shape[1:])))
     bands = largest_divisor(w.output_shape[0], parts // images)
-    c, o = x.shape[-1] // groups, delta.shape[-1] // groups
-    none = jnp.zeros_like(x, shape=(*w.window_shape, c, o, groups))
+    none = jnp.zeros_like(x, shape=(*w.window_shape, x.shape[-1] // groups, delta.shape[-1]))
 
     def sums_of_images(x: jax.Array, delta: jax.Array) -> jax.Array:
         x, delta = _channels_by_group(x, groups), _channels_by_group(delta, groups)
         if at_once == rows:
-            return _kernel_sums(x, delta, w, bands)
+            return _channels_in_order(_kernel_sums(x, delta, w, bands))
         padded = pad_axes(x, range(1, w.rank + 1), read_padding(w), 0)
 
         def put_rows(i: jax.Array, sums: jax.Array) -> jax.Array:
             first = jnp.minimum(i * at_once, rows - at_once)
             part, cells = _window_rows(padded, w, first, at_once)
-            return lax.dynamic_update_slice_in_dim(sums, _kernel_sums(written(cells), delta, part, bands), first, axis)
+            row_sums = _channels_in_order(_kernel_sums(written(cells), delta, part, bands))
+            return lax.dynamic_update_slice_in_dim(sums, row_sums, first, axis)
 
         return lax.fori_loop(0, -(-rows // at_once), put_rows, none)
 
@@ -97,8 +97,7 @@ def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
         return sums + sums_of_images(x_block, delta_block)
 
     blocks = x.shape[0] // images
-    sums = sums_of_images(x, delta) if blocks == 1 else lax.fori_loop(0, blocks, add_images, none)
-    return sums.swapaxes(-2, -1).reshape(*w.window_shape, c, delta.shape[-1])
+    return sums_of_images(x, delta) if blocks == 1 else lax.fori_loop(0, blocks, add_images, none)
 
 
 def reductions(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
@@ -158,3 +157,8 @@ def _kernel_sums(x: jax.Array, delta: jax.Array, w: Window, bands: int) -> jax.A
 def _channels_by_group(x: jax.Array, groups: int) -> jax.Array:
     """(..., C) as (..., C / groups, groups)."""
     return x.reshape(*x.shape[:-1], groups, x.shape[-1] // groups).swapaxes(-2, -1)
+
+
+def _channels_in_order(a: jax.Array) -> jax.Array:
+    """(..., C) from (..., C / groups, groups)."""
+    return a.swapaxes(-2, -1).reshape(*a.shape[:-2], -1)
