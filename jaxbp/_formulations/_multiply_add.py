@@ -8,13 +8,13 @@ along the groups (or, in a single group, along the outputs).
 
 import functools
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
-from .._geometry import ConvGeometry, Window, dilated_size, read_padding
+from .._geometry import ConvGeometry, Ints, Window, dilated_size, read_padding
 from ._blocks import CELLS, largest_divisor
 from ._memory import written
 from ._windows import pad_axes, tap_views
@@ -43,7 +43,7 @@ def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
 
         def some_rows(first: jax.Array | int, count: int) -> jax.Array:
             part, cells = _window_rows(padded, w, first, count)
-            weights = _channels_by_group(lax.dynamic_slice_in_dim(kernel, first, count, axis), groups)
+            weights = _channels_by_group(lax.dynamic_slice_in_dim(kernel, first, count, axis, allow_negative_indices=False), groups)
             # Read where they lie, cells at an offset known only at run time would not be read side by side.
             return _sum_of_terms(written(cells), written(weights), part)
 
@@ -71,26 +71,26 @@ def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
     time, so that the program stays small.
     """
     groups, w = g.feature_group_count, g.window
-    axis, rows = _longest_axis(w)
-    at_once = rows if w.taps <= TAPS_AT_ONCE else min(rows, max(1, TAPS_IN_PASS * rows // w.taps))
-    parts = min(PARTS_AT_ONCE, max(1, PRODUCTS_AT_ONCE * rows // (w.taps * at_once)))
+    counts = _taps_in_pass(w)
+    parts = min(PARTS_AT_ONCE, max(1, PRODUCTS_AT_ONCE // math.prod(counts)))
     images = largest_divisor(x.shape[0], min(parts, 4 * CELLS // math.prod(x.shape[1:])))
     bands = largest_divisor(w.output_shape[0], parts // images)
     none = jnp.zeros_like(x, shape=(*w.window_shape, x.shape[-1] // groups, delta.shape[-1]))
 
     def sums_of_images(x: jax.Array, delta: jax.Array) -> jax.Array:
         x, delta = _channels_by_group(x, groups), _channels_by_group(delta, groups)
-        if at_once == rows:
+        if counts == w.window_shape:
             return _channels_in_order(_kernel_sums(x, delta, w, bands))
         padded = pad_axes(x, range(1, w.rank + 1), read_padding(w), 0)
+        passes = math.prod(-(-k // n) for k, n in zip(w.window_shape, counts, strict=True))
 
-        def put_rows(i: jax.Array, sums: jax.Array) -> jax.Array:
-            first = jnp.minimum(i * at_once, rows - at_once)
-            part, cells = _window_rows(padded, w, first, at_once)
-            row_sums = _channels_in_order(_kernel_sums(written(cells), delta, part, bands))
-            return lax.dynamic_update_slice_in_dim(sums, row_sums, first, axis)
+        def put_taps(i: jax.Array, sums: jax.Array) -> jax.Array:
+            first = _first_taps(i, w.window_shape, counts)
+            part, cells = _window_part(padded, w, first, counts)
+            part_sums = _channels_in_order(_kernel_sums(written(cells), delta, part, bands))
+            return lax.dynamic_update_slice(sums, part_sums, [*first, 0, 0], allow_negative_indices=False)
 
-        return lax.fori_loop(0, -(-rows // at_once), put_rows, none)
+        return lax.fori_loop(0, passes, put_taps, none)
 
     def add_images(i: jax.Array, sums: jax.Array) -> jax.Array:
         x_block, delta_block = (written(lax.dynamic_slice_in_dim(a, i * images, images)) for a in (x, delta))
@@ -98,6 +98,35 @@ def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
 
     blocks = x.shape[0] // images
     return sums_of_images(x, delta) if blocks == 1 else lax.fori_loop(0, blocks, add_images, none)
+
+
+def _taps_in_pass(w: Window) -> tuple[int, ...]:
+    """How many taps along each axis of the window one pass takes: all, or some of its rows, or parts of one."""
+    if w.taps <= TAPS_AT_ONCE:
+        return w.window_shape
+    axis, rows = _longest_axis(w)
+    counts = list(w.window_shape)
+    counts[axis] = max(1, TAPS_IN_PASS * rows // w.taps)
+    for i in sorted(range(w.rank), key=lambda i: -counts[i]):
+        k, rest = counts[i], math.prod(counts) // counts[i]
+        most = max(1, TAPS_AT_ONCE // rest)
+        # Passes overlap where the parts are not equal.
+        if i != axis and k > most:
+            counts[i] = next(n for n in range(most, 0, -1) if -(-k // n) * n <= k + k // 8)
+    return tuple(counts)
+
+
+def _first_taps(i: jax.Array, window: Ints, counts: Ints) -> list[jax.Array | int]:
+    """Along each axis of the window the first tap of the i-th pass."""
+    first: list[jax.Array | int] = [0] * len(window)
+    for axis in reversed(range(len(window))):
+        k, n = window[axis], counts[axis]
+        passes = -(-k // n)
+        if passes > 1:
+            place = lax.rem(i, passes) if counts[:axis] != window[:axis] else i
+            first[axis] = lax.min(place * n, k - n) if k % n else place * n
+            i = lax.div(i, passes)
+    return first
 
 
 def reductions(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
@@ -134,10 +163,20 @@ def _longest_axis(w: Window) -> tuple[int, int]:
 def _window_rows(padded: jax.Array, w: Window, first: jax.Array | int, count: int) -> tuple[Window, jax.Array]:
     """So many of the window's rows from the first on, as a window, and the padded input that they read."""
     axis, _ = _longest_axis(w)
-    reach = (w.output_shape[axis] - 1) * w.strides[axis] + dilated_size(count, w.dilation[axis])
-    cells = lax.dynamic_slice_in_dim(padded, first * w.dilation[axis], reach, axis=axis + 1)
-    window = (*w.window_shape[:axis], count, *w.window_shape[axis + 1 :])
-    return w.unpadded(cells.shape[1 : w.rank + 1], window_shape=window), cells
+    starts = [first if i == axis else 0 for i in range(w.rank)]
+    return _window_part(padded, w, starts, (*w.window_shape[:axis], count, *w.window_shape[axis + 1 :]))
+
+
+def _window_part(
+    padded: jax.Array, w: Window, first: Sequence[jax.Array | int], counts: Ints
+) -> tuple[Window, jax.Array]:
+    """So many of the window's taps along each axis from the first on, as a window, and the padded input they read."""
+    starts, sizes = [0] * padded.ndim, list(padded.shape)
+    for i, (tap, count) in enumerate(zip(first, counts, strict=True)):
+        starts[i + 1] = tap * w.dilation[i]
+        sizes[i + 1] = (w.output_shape[i] - 1) * w.strides[i] + dilated_size(count, w.dilation[i])
+    cells = lax.dynamic_slice(padded, starts, sizes, allow_negative_indices=False)
+    return w.unpadded(cells.shape[1 : w.rank + 1], window_shape=counts), cells
 
 
 def _kernel_sums(x: jax.Array, delta: jax.Array, w: Window, bands: int) -> jax.Array:
@@ -148,9 +187,7 @@ def _kernel_sums(x: jax.Array, delta: jax.Array, w: Window, bands: int) -> jax.A
         terms = terms.reshape(parts, -1, *terms.shape[2:])
         by_tap.append(functools.reduce(lax.add, lax.split(terms, [1] * parts)))
     positions = tuple(range(1, w.rank + 1))
-    # The compiler writes every tap by itself, to put together, where they are more.
-    some = np.array_split(np.arange(len(by_tap)), -(-len(by_tap) // TAPS_AT_ONCE))
-    sums = jnp.concatenate([jnp.sum(jnp.concatenate([by_tap[i] for i in taps]), axis=positions) for taps in some])
+    sums = jnp.sum(jnp.concatenate(by_tap), axis=positions)
     return sums.reshape(*w.window_shape, *sums.shape[1:])
 
 
