@@ -43,7 +43,8 @@ def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
 
         def some_rows(first: jax.Array | int, count: int) -> jax.Array:
             part, cells = _window_rows(padded, w, first, count)
-            weights = _channels_by_group(lax.dynamic_slice_in_dim(kernel, first, count, axis, allow_negative_indices=False), groups)
+            weights = lax.dynamic_slice_in_dim(kernel, first, count, axis, allow_negative_indices=False)
+            weights = _channels_by_group(weights, groups)
             # Read where they lie, cells at an offset known only at run time would not be read side by side.
             return _sum_of_terms(written(cells), written(weights), part)
 

@@ -8,11 +8,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from .._geometry import ConvGeometry, Window, dilated_size, read_padding
-from ._blocks import block, cut, largest_divisor, sum_blocks
+from ._blocks import block, cut, largest_divisor, put_together, sum_blocks
 from ._memory import written
 from ._product import over_positions
 from ._windows import first_axis_views, pad_axes, side_by_side
 
+# Rows of taps in one program; more of them in a loop.
+ROWS_AT_ONCE = 4
 # For each output of a block, so that no product sums over so many positions that its rounding errors show.
 FEWEST_CELLS = 256
 # Of a group's positions: its narrow product adds them up in order, with three times the compiler's rounding errors.
@@ -72,8 +74,19 @@ def rows_kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry, most_sums:
         )
         views, delta = side_by_side(x, row), _rows(delta)
         parts = largest_divisor(delta.shape[0], most_sums)
-        by_row = [over_positions(_rows(rows), delta, g.precision, parts) for rows in first_axis_views(views, w)]
-        return jnp.stack(by_row)
+
+        def product(rows: jax.Array) -> jax.Array:
+            return over_positions(_rows(rows), delta, g.precision, parts)
+
+        if w.window_shape[0] <= ROWS_AT_ONCE:
+            return jnp.stack([product(rows) for rows in first_axis_views(views, w)])
+        reach = dilated_size(w.output_shape[0], w.strides[0])
+
+        def row(i: jax.Array | int) -> jax.Array:
+            rows = lax.dynamic_slice_in_dim(views, i * w.dilation[0], reach, 1, allow_negative_indices=False)
+            return product(lax.slice_in_dim(rows, 0, reach, w.strides[0], 1))[None]
+
+        return put_together(row, w.window_shape[0], x, 0)
 
     blocks = cut(g, x.shape[0], math.prod(g.window.window_shape[1:]) * channels)
     return sum_blocks(products, x, delta, g, blocks).reshape(*g.window.window_shape, channels, features)
@@ -84,11 +97,11 @@ def grouped_kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry, togethe
     groups, window = g.feature_group_count, g.window.window_shape
     c, o, count = x.shape[-1] // groups, delta.shape[-1] // groups, groups // together
     alone = g._replace(feature_group_count=1)
-    products = lax.map(
-        lambda i: rows_kernel_grad(block(x, i, count), block(delta, i, count), alone, MOST_SUMS),
-        jnp.arange(count, dtype=jnp.int32),
-    )
-    products = products.reshape(count, -1, together, c, together, o)
+
+    def some(i: jax.Array | int) -> jax.Array:
+        return rows_kernel_grad(block(x, i, count), block(delta, i, count), alone, MOST_SUMS)[None]
+
+    products = put_together(some, count, x, 0).reshape(count, -1, together, c, together, o)
     return jnp.einsum("ntbcbo->tcnbo", products).reshape(*window, c, delta.shape[-1])
 
 
