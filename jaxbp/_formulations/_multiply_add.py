@@ -172,12 +172,15 @@ def _window_part(
     padded: jax.Array, w: Window, first: Sequence[jax.Array | int], counts: Ints
 ) -> tuple[Window, jax.Array]:
     """So many of the window's taps along each axis from the first on, as a window, and the padded input they read."""
-    starts, sizes = [0] * padded.ndim, list(padded.shape)
-    for i, (tap, count) in enumerate(zip(first, counts, strict=True)):
-        starts[i + 1] = tap * w.dilation[i]
-        sizes[i + 1] = (w.output_shape[i] - 1) * w.strides[i] + dilated_size(count, w.dilation[i])
-    cells = lax.dynamic_slice(padded, starts, sizes, allow_negative_indices=False)
-    return w.unpadded(cells.shape[1 : w.rank + 1], window_shape=counts), cells
+    starts = [tap * d for tap, d in zip(first, w.dilation, strict=True)]
+    reach = tuple(
+        (out - 1) * s + dilated_size(count, d)
+        for out, s, count, d in zip(w.output_shape, w.strides, counts, w.dilation, strict=True)
+    )
+    rest = padded.shape[w.rank + 1 :]
+    sizes = (padded.shape[0], *reach, *rest)
+    cells = lax.dynamic_slice(padded, [0, *starts, *[0] * len(rest)], sizes, allow_negative_indices=False)
+    return w.unpadded(reach, window_shape=counts), cells
 
 
 def _kernel_sums(x: jax.Array, delta: jax.Array, w: Window, bands: int) -> jax.Array:

@@ -82,11 +82,11 @@ def rows_kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry, most_sums:
             return jnp.stack([product(rows) for rows in first_axis_views(views, w)])
         reach = dilated_size(w.output_shape[0], w.strides[0])
 
-        def row(i: jax.Array | int) -> jax.Array:
+        def row_product(i: jax.Array | int) -> jax.Array:
             rows = lax.dynamic_slice_in_dim(views, i * w.dilation[0], reach, 1, allow_negative_indices=False)
             return product(lax.slice_in_dim(rows, 0, reach, w.strides[0], 1))[None]
 
-        return put_together(row, w.window_shape[0], x, 0)
+        return put_together(row_product, w.window_shape[0], x, 0)
 
     blocks = cut(g, x.shape[0], math.prod(g.window.window_shape[1:]) * channels)
     return sum_blocks(products, x, delta, g, blocks).reshape(*g.window.window_shape, channels, features)

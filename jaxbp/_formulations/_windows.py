@@ -25,12 +25,10 @@ Form = Callable[..., jax.Array]
 # Above this many taps a window is pooled axis by axis: the sum of its sizes where it would be their product.
 TAPS_AT_ONCE = 16
 FEW_TAPS = 8
-# Below this many channels the loop over them is too short to find the winners again faster than to read them, and to
-# copy a view in a loop over the taps as fast as by itself.
+# Below this many channels the loop over them is too short to find the winners again faster than to read them.
 FEW_CHANNELS = 16
 # More views than this are written side by side in a loop: each by itself takes its time to compile.
-VIEWS_AT_ONCE = 9
-WIDE_VIEWS_AT_ONCE = 4
+VIEWS_AT_ONCE = 4
 
 
 def max_form(w: Window) -> Choice:
@@ -149,25 +147,29 @@ def tap_views(x: jax.Array, w: Window, fill: float | int | bool, trailing: int =
 
 
 def side_by_side(x: jax.Array, w: Window) -> jax.Array:
-    """The views of all taps as columns of one array; of more than a few taps in a loop."""
-    if w.taps <= (VIEWS_AT_ONCE if x.shape[-1] < FEW_CHANNELS else WIDE_VIEWS_AT_ONCE):
-        return jnp.concatenate(list(tap_views(x, w, 0)), axis=-1)
-    axes, channels = spatial_axes(w, x.ndim), x.shape[-1]
-    padded = pad_axes(x, axes, read_padding(w), 0)
-    reach, strides = list(padded.shape), [1] * x.ndim
-    for axis, s, out in zip(axes, w.strides, w.output_shape, strict=True):
-        reach[axis], strides[axis] = dilated_size(out, s), s
-    taps = np.array(list(np.ndindex(*w.window_shape))) * w.dilation
-    starts = jnp.asarray(np.pad(taps, ((0, 0), (axes[0], 1))), jnp.int32)
+    """The views of all taps as columns of one array, axis by axis: the sum of the window's sizes, not their product."""
+    x = pad_axes(x, spatial_axes(w, x.ndim), read_padding(w), 0)
+    for i in reversed(range(w.rank)):
+        x = _views_of_axis(x, w, i)
+    return x
+
+
+def _views_of_axis(x: jax.Array, w: Window, i: int) -> jax.Array:
+    """The views of all taps along one axis of the padded input side by side; of more than a few taps in a loop."""
+    axis, channels, taps, d, s = spatial_axes(w, x.ndim)[i], x.shape[-1], w.window_shape[i], w.dilation[i], w.strides[i]
+    reach = dilated_size(w.output_shape[i], s)
+    if taps <= VIEWS_AT_ONCE:
+        views = [lax.slice_in_dim(x, tap * d, tap * d + reach, s, axis) for tap in range(taps)]
+        return jnp.concatenate(views, axis=-1)
 
     def put(tap: jax.Array, columns: jax.Array) -> jax.Array:
-        view = lax.dynamic_slice(padded, list(starts[tap]), reach, allow_negative_indices=False)
-        view = lax.slice(view, [0] * x.ndim, reach, strides)
+        view = lax.dynamic_slice_in_dim(x, tap * d, reach, axis, allow_negative_indices=False)
+        view = lax.slice_in_dim(view, 0, reach, s, axis)
         return lax.dynamic_update_slice_in_dim(columns, view, tap * channels, x.ndim - 1, allow_negative_indices=False)
 
     number = lax.slice(x, (0,) * x.ndim, (1,) * x.ndim).reshape(())
-    columns = jnp.broadcast_to(number, (*x.shape[: axes[0]], *w.output_shape, w.taps * channels))
-    return lax.fori_loop(0, w.taps, put, columns)
+    shape = (*x.shape[:axis], w.output_shape[i], *x.shape[axis + 1 : -1], taps * channels)
+    return lax.fori_loop(0, taps, put, jnp.broadcast_to(number, shape))
 
 
 def _better(left: Pair, right: Pair) -> Pair:
