@@ -185,11 +185,16 @@ def _window_part(
 
 def _kernel_sums(x: jax.Array, delta: jax.Array, w: Window, bands: int) -> jax.Array:
     """(*window, c, o, groups): each tap's sum over images, and over bands of rows, then over all positions."""
-    delta, by_tap, parts = jnp.expand_dims(delta, -3), [], delta.shape[0] * bands
+    parts = delta.shape[0] * bands
+
+    def by_part(a: jax.Array) -> list[jax.Array]:
+        return lax.split(a.reshape(parts, -1, *a.shape[2:]), [1] * parts)
+
+    deltas = by_part(jnp.expand_dims(delta, -3))
+    by_tap = []
     for view in tap_views(x, w, 0, trailing=2):
-        terms = jnp.expand_dims(view, -2) * delta
-        terms = terms.reshape(parts, -1, *terms.shape[2:])
-        by_tap.append(functools.reduce(lax.add, lax.split(terms, [1] * parts)))
+        terms = (cells * each for cells, each in zip(by_part(jnp.expand_dims(view, -2)), deltas, strict=True))
+        by_tap.append(functools.reduce(lax.add, terms))
     positions = tuple(range(1, w.rank + 1))
     sums = jnp.sum(jnp.concatenate(by_tap), axis=positions)
     return sums.reshape(*w.window_shape, *sums.shape[1:])
