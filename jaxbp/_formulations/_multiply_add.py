@@ -61,7 +61,7 @@ def _sum_of_terms(x: jax.Array, kernel: jax.Array, w: Window) -> jax.Array:
     weights = lax.split(kernel.reshape(-1, *[1] * w.rank, *kernel.shape[-2:]), [1] * (w.taps * channels))
     views = tap_views(x, w, 0, trailing=2)
     cells = (cell for view in views for cell in lax.split(view, [1] * channels, axis))
-    return functools.reduce(lax.add, (cell * each for cell, each in zip(cells, weights, strict=True)))
+    return functools.reduce(lax.add, (lax.mul(cell, each) for cell, each in zip(cells, weights, strict=True)))
 
 
 def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
@@ -193,7 +193,7 @@ def _kernel_sums(x: jax.Array, delta: jax.Array, w: Window, bands: int) -> jax.A
     deltas = by_part(jnp.expand_dims(delta, -3))
     by_tap = []
     for view in tap_views(x, w, 0, trailing=2):
-        terms = (cells * each for cells, each in zip(by_part(jnp.expand_dims(view, -2)), deltas, strict=True))
+        terms = (lax.mul(cells, each) for cells, each in zip(by_part(jnp.expand_dims(view, -2)), deltas, strict=True))
         by_tap.append(functools.reduce(lax.add, terms))
     positions = tuple(range(1, w.rank + 1))
     sums = jnp.sum(jnp.concatenate(by_tap), axis=positions)

@@ -20,6 +20,7 @@ from functools import reduce
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from .._geometry import ConvGeometry
 from ._blocks import CELLS, Blocks, cut, map_blocks, sum_blocks
@@ -112,21 +113,24 @@ def _from_products(products: jax.Array, n: int, counts: list[int]) -> jax.Array:
 
 def _inputs(x: jax.Array) -> jax.Array:
     """(4, A, tiles, B) from (A, 2 (tiles + 1), B): what the products take along the middle axis."""
-    pairs = x.reshape(x.shape[0], -1, OUTPUTS, x.shape[2])
-    first, second = pairs[:, :-1], pairs[:, 1:]
-    middle = _signs(first, 0) * first[None, :, :, 1] + second[None, :, :, 0]
-    return jnp.concatenate([middle, jnp.moveaxis(first - second, 2, 0)])
+    pairs = lax.reshape(x, (x.shape[0], x.shape[1] // OUTPUTS, OUTPUTS, x.shape[2]))
+    first, second = lax.slice_in_dim(pairs, 0, -1, axis=1), lax.slice_in_dim(pairs, 1, None, axis=1)
+    d1, d2 = (lax.expand_dims(lax.index_in_dim(a, i, 2, keepdims=False), (0,)) for a, i in ((first, 1), (second, 0)))
+    middle = lax.add(lax.mul(_signs(first, 0), d1), d2)
+    return lax.concatenate([middle, lax.transpose(lax.sub(first, second), (2, 0, 1, 3))], 0)
 
 
 def _outputs(m: jax.Array) -> jax.Array:
     """(A, 2, B) from (4, A, B): two outputs of each tile."""
-    return _signs(m, 1) * (m[1][:, None] + m[2:].swapaxes(0, 1)) + m[0][:, None]
+    m0, m1, m23 = (lax.transpose(a, (1, 0, 2)) for a in lax.split(m, (1, 1, OUTPUTS)))
+    return lax.add(lax.mul(_signs(m, 1), lax.add(m1, m23)), m0)
 
 
 def _outputs_back(pairs: jax.Array) -> jax.Array:
     """(4, A, tiles, B) from (A, tiles, 2, B): the transpose of `_outputs`."""
-    middle = _signs(pairs, 0) * pairs[None, :, :, 1] + pairs[None, :, :, 0]
-    return jnp.concatenate([middle, jnp.moveaxis(_signs(pairs, 2) * pairs, 2, 0)])
+    y0, y1 = (lax.expand_dims(lax.index_in_dim(pairs, i, 2, keepdims=False), (0,)) for i in range(OUTPUTS))
+    middle = lax.add(lax.mul(_signs(pairs, 0), y1), y0)
+    return lax.concatenate([middle, lax.transpose(lax.mul(_signs(pairs, 2), pairs), (2, 0, 1, 3))], 0)
 
 
 def _signs(a: jax.Array, axis: int) -> jax.Array:
