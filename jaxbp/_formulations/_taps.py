@@ -46,19 +46,19 @@ def taps_forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
     return jnp.matmul(views, kernel.reshape(-1, kernel.shape[-1]), precision=g.precision)
 
 
-def taps_kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
+def taps_kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry, most_sums: int = 1) -> jax.Array:
     """The views of all taps side by side times delta, summed over the positions, block by block: for few channels."""
     channels, features = x.shape[-1], delta.shape[-1]
 
     def product(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
-        views = side_by_side(x, g.window)
-        return over_positions(_rows(views), _rows(delta), g.precision)
+        views, delta = _rows(side_by_side(x, g.window)), _rows(delta)
+        return over_positions(views, delta, g.precision, largest_divisor(delta.shape[0], most_sums))
 
     blocks = cut(g, x.shape[0], max(g.window.taps * channels, FEWEST_CELLS))
     return sum_blocks(product, x, delta, g, blocks).reshape(*g.window.window_shape, channels, features)
 
 
-def rows_kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry, most_sums: int = 1) -> jax.Array:
+def rows_kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
     """The views of one row of taps side by side times delta, summed over the positions; block by block.
 
     The next row of taps reads the same views, some rows on.
@@ -73,10 +73,9 @@ def rows_kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry, most_sums:
             output_shape=(x.shape[1], *w.output_shape[1:]),
         )
         views, delta = side_by_side(x, row), _rows(delta)
-        parts = largest_divisor(delta.shape[0], most_sums)
 
         def product(rows: jax.Array) -> jax.Array:
-            return over_positions(_rows(rows), delta, g.precision, parts)
+            return over_positions(_rows(rows), delta, g.precision)
 
         if w.window_shape[0] <= ROWS_AT_ONCE:
             return jnp.stack([product(rows) for rows in first_axis_views(views, w)])
@@ -99,7 +98,7 @@ def grouped_kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry, togethe
     alone = g._replace(feature_group_count=1)
 
     def some(i: jax.Array | int) -> jax.Array:
-        return rows_kernel_grad(block(x, i, count), block(delta, i, count), alone, MOST_SUMS)[None]
+        return taps_kernel_grad(block(x, i, count), block(delta, i, count), alone, MOST_SUMS)[None]
 
     products = put_together(some, count, x, 0).reshape(count, -1, together, c, together, o)
     return jnp.einsum("ntbcbo->tcnbo", products).reshape(*window, c, delta.shape[-1])
