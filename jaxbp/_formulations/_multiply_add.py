@@ -187,7 +187,7 @@ def _kernel_sums(x: jax.Array, delta: jax.Array, w: Window, bands: int) -> jax.A
     """(*window, c, o, groups): each tap's sum over images, and over bands of rows, then over all positions."""
     parts = delta.shape[0] * bands
 
-    def by_part(a: jax.Array) -> list[jax.Array]:
+    def by_part(a: jax.Array) -> Sequence[jax.Array]:
         return lax.split(a.reshape(parts, -1, *a.shape[2:]), [1] * parts)
 
     deltas = by_part(jnp.expand_dims(delta, -3))

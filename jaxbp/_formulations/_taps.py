@@ -58,7 +58,7 @@ def taps_kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry, most_sums:
     return sum_blocks(product, x, delta, g, blocks).reshape(*g.window.window_shape, channels, features)
 
 
-def rows_kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
+def rows_kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry, most_sums: int = 1) -> jax.Array:
     """The views of one row of taps side by side times delta, summed over the positions; block by block.
 
     The next row of taps reads the same views, some rows on.
@@ -73,9 +73,10 @@ def rows_kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Arr
             output_shape=(x.shape[1], *w.output_shape[1:]),
         )
         views, delta = side_by_side(x, row), _rows(delta)
+        parts = largest_divisor(delta.shape[0], most_sums)
 
         def product(rows: jax.Array) -> jax.Array:
-            return over_positions(_rows(rows), delta, g.precision)
+            return over_positions(_rows(rows), delta, g.precision, parts)
 
         if w.window_shape[0] <= ROWS_AT_ONCE:
             return jnp.stack([product(rows) for rows in first_axis_views(views, w)])
@@ -96,9 +97,11 @@ def grouped_kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry, togethe
     groups, window = g.feature_group_count, g.window.window_shape
     c, o, count = x.shape[-1] // groups, delta.shape[-1] // groups, groups // together
     alone = g._replace(feature_group_count=1)
+    small = 1 < g.window.taps <= FEWEST_CELLS // (together * c)
+    form = taps_kernel_grad if small else rows_kernel_grad
 
     def some(i: jax.Array | int) -> jax.Array:
-        return taps_kernel_grad(block(x, i, count), block(delta, i, count), alone, MOST_SUMS)[None]
+        return form(block(x, i, count), block(delta, i, count), alone, MOST_SUMS)[None]
 
     products = put_together(some, count, x, 0).reshape(count, -1, together, c, together, o)
     return jnp.einsum("ntbcbo->tcnbo", products).reshape(*window, c, delta.shape[-1])

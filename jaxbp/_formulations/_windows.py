@@ -25,10 +25,12 @@ Form = Callable[..., jax.Array]
 # Above this many taps a window is pooled axis by axis: the sum of its sizes where it would be their product.
 TAPS_AT_ONCE = 16
 FEW_TAPS = 8
-# Below this many channels the loop over them is too short to find the winners again faster than to read them.
+# Below this many channels the loop over them is too short to find the winners again faster than to read them, and to
+# copy views fast.
 FEW_CHANNELS = 16
 # More views than this are written side by side in a loop: each by itself takes its time to compile.
-VIEWS_AT_ONCE = 4
+VIEWS_AT_ONCE = 8
+WIDE_VIEWS_AT_ONCE = 4
 
 
 def max_form(w: Window) -> Choice:
@@ -147,29 +149,40 @@ def tap_views(x: jax.Array, w: Window, fill: float | int | bool, trailing: int =
 
 
 def side_by_side(x: jax.Array, w: Window) -> jax.Array:
-    """The views of all taps as columns of one array, axis by axis: the sum of the window's sizes, not their product."""
+    """The views of all taps as columns of one array.
+
+    Of few channels axis by axis: views are copied in short pieces, and their number is then the sum of the window's
+    sizes and not their product.
+    """
     x = pad_axes(x, spatial_axes(w, x.ndim), read_padding(w), 0)
+    if x.shape[-1] >= FEW_CHANNELS:
+        return _views_along(x, w, range(w.rank), WIDE_VIEWS_AT_ONCE)
     for i in reversed(range(w.rank)):
-        x = _views_of_axis(x, w, i)
+        x = _views_along(x, w, [i], VIEWS_AT_ONCE)
     return x
 
 
-def _views_of_axis(x: jax.Array, w: Window, i: int) -> jax.Array:
-    """The views of all taps along one axis of the padded input side by side; of more than a few taps in a loop."""
-    axis, channels, taps, d, s = spatial_axes(w, x.ndim)[i], x.shape[-1], w.window_shape[i], w.dilation[i], w.strides[i]
-    reach = dilated_size(w.output_shape[i], s)
-    if taps <= VIEWS_AT_ONCE:
-        views = [lax.slice_in_dim(x, tap * d, tap * d + reach, s, axis) for tap in range(taps)]
-        return jnp.concatenate(views, axis=-1)
+def _views_along(x: jax.Array, w: Window, along: Sequence[int], at_once: int) -> jax.Array:
+    """The views of all taps along some axes of the padded input side by side; of more than so many taps in a loop."""
+    axes, channels = spatial_axes(w, x.ndim), x.shape[-1]
+    window, reach, strides = [1] * w.rank, list(x.shape), [1] * x.ndim
+    for i in along:
+        window[i], strides[axes[i]] = w.window_shape[i], w.strides[i]
+        reach[axes[i]] = dilated_size(w.output_shape[i], w.strides[i])
+    taps = np.array(list(np.ndindex(*window))) * w.dilation
+    starts = np.pad(taps, ((0, 0), (axes[0], 1)))
+    if len(taps) <= at_once:
+        return jnp.concatenate([lax.slice(x, start, start + reach, strides) for start in starts], axis=-1)
+    places = jnp.asarray(starts, jnp.int32)
 
     def put(tap: jax.Array, columns: jax.Array) -> jax.Array:
-        view = lax.dynamic_slice_in_dim(x, tap * d, reach, axis, allow_negative_indices=False)
-        view = lax.slice_in_dim(view, 0, reach, s, axis)
+        view = lax.dynamic_slice(x, list(places[tap]), reach, allow_negative_indices=False)
+        view = lax.slice(view, [0] * x.ndim, reach, strides)
         return lax.dynamic_update_slice_in_dim(columns, view, tap * channels, x.ndim - 1, allow_negative_indices=False)
 
     number = lax.slice(x, (0,) * x.ndim, (1,) * x.ndim).reshape(())
-    shape = (*x.shape[:axis], w.output_shape[i], *x.shape[axis + 1 : -1], taps * channels)
-    return lax.fori_loop(0, taps, put, jnp.broadcast_to(number, shape))
+    shape = [-(-size // stride) for size, stride in zip(reach, strides, strict=True)]
+    return lax.fori_loop(0, len(taps), put, jnp.broadcast_to(number, (*shape[:-1], len(taps) * channels)))
 
 
 def _better(left: Pair, right: Pair) -> Pair:
