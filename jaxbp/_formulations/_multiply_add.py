@@ -28,6 +28,9 @@ TAPS_AT_ONCE = 8
 TAPS_IN_PASS = 4
 PARTS_AT_ONCE = 8
 PRODUCTS_AT_ONCE = 72
+# From so many groups and deltas on, a product of each part's own.
+LONG_LOOP = 16
+MANY_DELTAS = 1 << 14
 
 
 def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
@@ -190,10 +193,14 @@ def _kernel_sums(x: jax.Array, delta: jax.Array, w: Window, bands: int) -> jax.A
     def by_part(a: jax.Array) -> Sequence[jax.Array]:
         return lax.split(a.reshape(parts, -1, *a.shape[2:]), [1] * parts)
 
-    deltas = by_part(jnp.expand_dims(delta, -3))
-    by_tap = []
+    delta, by_tap = jnp.expand_dims(delta, -3), []
+    # The compiler makes a function of what is used several times, and compiles the loops that call it twice: worth it
+    # where they are short.
+    alone = w.taps > 1 and delta.shape[-1] >= LONG_LOOP and delta.size >= MANY_DELTAS
+    deltas = by_part(delta) if alone else []
     for view in tap_views(x, w, 0, trailing=2):
-        terms = (lax.mul(cells, each) for cells, each in zip(by_part(jnp.expand_dims(view, -2)), deltas, strict=True))
+        view = jnp.expand_dims(view, -2)
+        terms = map(lax.mul, by_part(view), deltas) if alone else by_part(lax.mul(view, delta))
         by_tap.append(functools.reduce(lax.add, terms))
     positions = tuple(range(1, w.rank + 1))
     sums = jnp.sum(jnp.concatenate(by_tap), axis=positions)
