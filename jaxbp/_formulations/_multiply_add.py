@@ -71,8 +71,8 @@ def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
     """Add up the products of shifted inputs and delta over the batch, then over all positions at once.
 
     A reduction for each tap would run once over the arrays for each tap; the explicit sum over some images is
-    elementwise and fuses, and one reduction over the stacked taps is left. Large windows take a row of taps at a time, or
-    a part of one, so that the program stays small.
+    elementwise and fuses, and one reduction over the stacked taps is left. Large windows take a row of taps at a time,
+    or a part of one, so that the program stays small.
     """
     groups, w = g.feature_group_count, g.window
     counts = _taps_in_pass(w)
