@@ -23,11 +23,10 @@ from ._windows import pad_axes, tap_views
 TERMS_AT_ONCE = 64
 TERMS_IN_PASS = 16
 # Of the kernel's gradient: taps in one program, and in each pass over a larger window; images (or bands of their rows)
-# added up explicitly, and both.
+# added up explicitly.
 TAPS_AT_ONCE = 8
 TAPS_IN_PASS = 4
 PARTS_AT_ONCE = 8
-PRODUCTS_AT_ONCE = 72
 # From so many groups and deltas on, a product of each part's own.
 LONG_LOOP = 16
 MANY_DELTAS = 1 << 14
@@ -76,9 +75,8 @@ def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
     """
     groups, w = g.feature_group_count, g.window
     counts = _taps_in_pass(w)
-    parts = min(PARTS_AT_ONCE, max(1, PRODUCTS_AT_ONCE // math.prod(counts)))
-    images = largest_divisor(x.shape[0], min(parts, 4 * CELLS // math.prod(x.shape[1:])))
-    bands = largest_divisor(w.output_shape[0], parts // images)
+    images = largest_divisor(x.shape[0], min(PARTS_AT_ONCE, 4 * CELLS // math.prod(x.shape[1:])))
+    bands = largest_divisor(w.output_shape[0], PARTS_AT_ONCE // images)
     none = jnp.zeros_like(x, shape=(*w.window_shape, x.shape[-1] // groups, delta.shape[-1]))
 
     def sums_of_images(x: jax.Array, delta: jax.Array) -> jax.Array:
