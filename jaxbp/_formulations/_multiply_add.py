@@ -62,7 +62,7 @@ def _sum_of_terms(x: jax.Array, kernel: jax.Array, w: Window) -> jax.Array:
     channels, axis = x.shape[-2], x.ndim - 2
     weights = lax.split(kernel.reshape(-1, *[1] * w.rank, *kernel.shape[-2:]), [1] * (w.taps * channels))
     views = tap_views(x, w, 0, trailing=2)
-    cells = (cell for view in views for cell in lax.split(view, [1] * channels, axis))
+    cells = views if channels == 1 else (cell for view in views for cell in lax.split(view, [1] * channels, axis))
     return functools.reduce(lax.add, (lax.mul(cell, each) for cell, each in zip(cells, weights, strict=True)))
 
 
@@ -141,7 +141,7 @@ def reductions(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
     axis, rows = _longest_axis(w)
 
     def sums(x: jax.Array, w: Window) -> jax.Array:
-        by_tap = [jnp.sum(lax.mul(view, delta), axis=tuple(range(w.rank + 1))) for view in tap_views(x, w, 0)]
+        by_tap = [lax.reduce_sum(lax.mul(view, delta), axes=tuple(range(w.rank + 1))) for view in tap_views(x, w, 0)]
         return jnp.stack(by_tap).reshape(*w.window_shape, 1, delta.shape[-1])
 
     if w.taps <= TERMS_AT_ONCE:

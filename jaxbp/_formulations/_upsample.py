@@ -7,6 +7,7 @@ the tap depends on the phase r alone; or, where windows overlap and phases are f
 known.
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -103,8 +104,8 @@ def _by_winners_axis_by_axis(delta: jax.Array, winners: jax.Array | None, w: Win
         written, here = [Written(delta, _add)], None
         # Behind the last axis with several taps there is nothing to choose.
         if winners is not None:
-            here = winners // rest
-            written += [Written(winners % rest, _overwrite, rest)] if rest > 1 else []
+            here, column = _divide(winners, rest)
+            written += [Written(column, _overwrite, rest)] if rest > 1 else []
         delta, *places = _windows_back(_axis_alone(w, i, delta), written, here)
         winners = places[0] if places else None
     return delta
@@ -211,15 +212,24 @@ def _tap(w: Window, steps: Sequence[Any], first: int) -> tuple[jax.Array, jax.Ar
     Counted, not looked up: a loop over cells runs several times faster where it reads no table.
     """
     shape = [1] * (first + 1) + [size for s in w.strides for size in (s, 1)]
-    tap, covered = jnp.zeros((), jnp.int32), True
+    taps, covered = [], True
     for i, (k, d, s, j) in enumerate(zip(w.window_shape, w.dilation, w.strides, steps, strict=True)):
-        offset = j * s + lax.broadcasted_iota(jnp.int32, shape, first + 1 + 2 * i)
-        tap = tap * k + offset // d
+        # A lone phase is known, and needs no array.
+        offset = j if s == 1 else j * s + lax.broadcasted_iota(jnp.int32, shape, first + 1 + 2 * i)
+        tap, between = _divide(offset, d)
+        taps.append(tap)
         if d > 1:
-            covered &= offset % d == 0
+            covered &= between == 0
         if not isinstance(j, int) or (j + 1) * s > dilated_size(k, d):
-            covered &= offset // d < k
-    return tap, covered
+            covered &= tap < k
+    return functools.reduce(lambda rows, both: rows * both[0] + both[1], zip(w.window_shape, taps, strict=True), 0), covered
+
+
+def _divide(a: jax.Array | int, d: int) -> tuple[jax.Array | int, jax.Array | int]:
+    """Quotient and remainder of what is not negative: the compiler's own, where `//` also mends signs."""
+    if d == 1:
+        return a, 0
+    return divmod(a, d) if isinstance(a, int) else (lax.div(a, d), lax.rem(a, d))
 
 
 def _block_sizes(w: Window) -> tuple[int, ...]:

@@ -247,7 +247,7 @@ def _first_inside(w: Window, like: jax.Array) -> jax.Array:
         if is_static((low, high)) and low <= 0 and high <= 0:
             continue
         start = lax.broadcasted_iota(jnp.int32, like.shape, axis) * w.strides[i] - low
-        tap = jnp.maximum(0, -(start // w.dilation[i]))
+        tap = lax.div(jnp.maximum(0, w.dilation[i] - 1 - start), w.dilation[i])
         inside &= (tap < w.window_shape[i]) & (start + tap * w.dilation[i] < w.input_shape[i])
         first = first + tap * math.prod(w.window_shape[i + 1 :])
     return jnp.broadcast_to(jnp.where(inside, first, w.taps), like.shape)
