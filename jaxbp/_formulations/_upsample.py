@@ -7,7 +7,6 @@ the tap depends on the phase r alone; or, where windows overlap and phases are f
 known.
 """
 
-import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -101,11 +100,11 @@ def _by_winners_axis_by_axis(delta: jax.Array, winners: jax.Array | None, w: Win
     """
     for i in range(w.rank):
         rest = math.prod(w.window_shape[i + 1 :])
-        written, here = [Written(delta, _add)], None
+        written, here = [Written(delta, _add)], winners
         # Behind the last axis with several taps there is nothing to choose.
-        if winners is not None:
-            here, column = _divide(winners, rest)
-            written += [Written(column, _overwrite, rest)] if rest > 1 else []
+        if winners is not None and rest > 1:
+            here, column = _divided(winners, rest)
+            written.append(Written(column, _overwrite, rest))
         delta, *places = _windows_back(_axis_alone(w, i, delta), written, here)
         winners = places[0] if places else None
     return delta
@@ -206,30 +205,30 @@ def _cells(w: Window, total: jax.Array) -> jax.Array:
     return pad_axes(whole, spatial_axes(w, whole.ndim), crop, 0)
 
 
-def _tap(w: Window, steps: Sequence[Any], first: int) -> tuple[jax.Array, jax.Array | bool]:
+def _tap(w: Window, steps: Sequence[Any], first: int) -> tuple[jax.Array | int, jax.Array | bool]:
     """The tap with which window q - j covers each phase of block q, and whether it covers it; `steps` are the j.
 
     Counted, not looked up: a loop over cells runs several times faster where it reads no table.
     """
     shape = [1] * (first + 1) + [size for s in w.strides for size in (s, 1)]
-    taps, covered = [], True
+    tap: jax.Array | int = 0
+    covered = True
     for i, (k, d, s, j) in enumerate(zip(w.window_shape, w.dilation, w.strides, steps, strict=True)):
         # A lone phase is known, and needs no array.
         offset = j if s == 1 else j * s + lax.broadcasted_iota(jnp.int32, shape, first + 1 + 2 * i)
-        tap, between = _divide(offset, d)
-        taps.append(tap)
+        here, between = divmod(offset, d) if isinstance(offset, int) else _divided(offset, d)
+        tap = tap * k + here
         if d > 1:
             covered &= between == 0
         if not isinstance(j, int) or (j + 1) * s > dilated_size(k, d):
-            covered &= tap < k
-    return functools.reduce(lambda rows, both: rows * both[0] + both[1], zip(w.window_shape, taps, strict=True), 0), covered
+            covered &= here < k
+    return tap, covered
 
 
-def _divide(a: jax.Array | int, d: int) -> tuple[jax.Array | int, jax.Array | int]:
+def _divided(a: jax.Array, d: int) -> tuple[jax.Array, jax.Array]:
     """Quotient and remainder of what is not negative: the compiler's own, where `//` also mends signs."""
-    if d == 1:
-        return a, 0
-    return divmod(a, d) if isinstance(a, int) else (lax.div(a, d), lax.rem(a, d))
+    divisor = jnp.array(d, a.dtype)
+    return lax.div(a, divisor), lax.rem(a, divisor)
 
 
 def _block_sizes(w: Window) -> tuple[int, ...]:

@@ -26,11 +26,10 @@ Form = Callable[..., jax.Array]
 TAPS_AT_ONCE = 16
 FEW_TAPS = 8
 # Below this many channels the loop over them is too short to find the winners again faster than to read them, and to
-# copy views fast.
+# gather views fast.
 FEW_CHANNELS = 16
 # More views than this are written side by side in a loop: each by itself takes its time to compile.
 VIEWS_AT_ONCE = 8
-WIDE_VIEWS_AT_ONCE = 4
 
 
 def max_form(w: Window) -> Choice:
@@ -151,38 +150,50 @@ def tap_views(x: jax.Array, w: Window, fill: float | int | bool, trailing: int =
 def side_by_side(x: jax.Array, w: Window) -> jax.Array:
     """The views of all taps as columns of one array.
 
-    Of few channels axis by axis: views are copied in short pieces, and their number is then the sum of the window's
-    sizes and not their product.
+    Gathered in pieces of all channels; where these are too short to be copied fast, view by view, axis by axis: their
+    number is then the sum of the window's sizes and not their product.
     """
+    if w.rank == 1 or x.shape[-1] >= FEW_CHANNELS:
+        return _gathered(x, w)
     x = pad_axes(x, spatial_axes(w, x.ndim), read_padding(w), 0)
-    if x.shape[-1] >= FEW_CHANNELS:
-        return _views_along(x, w, range(w.rank), WIDE_VIEWS_AT_ONCE)
     for i in reversed(range(w.rank)):
-        x = _views_along(x, w, [i], VIEWS_AT_ONCE)
+        x = _views_along(x, w, i)
     return x
 
 
-def _views_along(x: jax.Array, w: Window, along: Sequence[int], at_once: int) -> jax.Array:
-    """The views of all taps along some axes of the padded input side by side; of more than so many taps in a loop."""
-    axes, channels = spatial_axes(w, x.ndim), x.shape[-1]
-    window, reach, strides = [1] * w.rank, list(x.shape), [1] * x.ndim
-    for i in along:
-        window[i], strides[axes[i]] = w.window_shape[i], w.strides[i]
-        reach[axes[i]] = dilated_size(w.output_shape[i], w.strides[i])
-    taps = np.array(list(np.ndindex(*window))) * w.dilation
-    starts = np.pad(taps, ((0, 0), (axes[0], 1)))
-    if len(taps) <= at_once:
-        return jnp.concatenate([lax.slice(x, start, start + reach, strides) for start in starts], axis=-1)
-    places = jnp.asarray(starts, jnp.int32)
+def _gathered(x: jax.Array, w: Window) -> jax.Array:
+    """For every output the cells that its taps read, zeros where they read padding."""
+    place, inside = np.zeros([1] * (2 * w.rank), np.int32), True
+    for i, (low, _) in enumerate(w.padding):
+        outputs, taps = (np.arange(sizes[i]) for sizes in (w.output_shape, w.window_shape))
+        cell = np.add.outer(outputs * w.strides[i], taps * w.dilation[i]) - low
+        cell = np.expand_dims(cell, [axis for axis in range(2 * w.rank) if axis % w.rank != i])
+        inside = inside & (cell >= 0) & (cell < x.shape[i + 1])
+        place = place * x.shape[i + 1] + cell
+    # What is computed on the way would be computed for every tap, or slows down each number's place.
+    rows = written(x).reshape(x.shape[0], -1, x.shape[-1])
+    places = np.where(inside, place, rows.shape[1]).astype(np.int32).reshape(*w.output_shape, w.taps)
+    mode = "promise_in_bounds" if np.all(inside) else "fill"
+    views = rows.at[:, places].get(mode=mode, fill_value=0)
+    return views.reshape(x.shape[0], *w.output_shape, -1)
+
+
+def _views_along(x: jax.Array, w: Window, i: int) -> jax.Array:
+    """The views of all taps along one axis of the padded input side by side; of more than a few in a loop."""
+    axis, channels, taps = spatial_axes(w, x.ndim)[i], x.shape[-1], w.window_shape[i]
+    starts = [tap * w.dilation[i] for tap in range(taps)]
+    reach, stride = dilated_size(w.output_shape[i], w.strides[i]), w.strides[i]
+    if taps <= VIEWS_AT_ONCE:
+        return jnp.concatenate([lax.slice_in_dim(x, start, start + reach, stride, axis) for start in starts], axis=-1)
 
     def put(tap: jax.Array, columns: jax.Array) -> jax.Array:
-        view = lax.dynamic_slice(x, list(places[tap]), reach, allow_negative_indices=False)
-        view = lax.slice(view, [0] * x.ndim, reach, strides)
+        view = lax.dynamic_slice_in_dim(x, tap * w.dilation[i], reach, axis, allow_negative_indices=False)
+        view = lax.slice_in_dim(view, 0, reach, stride, axis)
         return lax.dynamic_update_slice_in_dim(columns, view, tap * channels, x.ndim - 1, allow_negative_indices=False)
 
     number = lax.slice(x, (0,) * x.ndim, (1,) * x.ndim).reshape(())
-    shape = [-(-size // stride) for size, stride in zip(reach, strides, strict=True)]
-    return lax.fori_loop(0, len(taps), put, jnp.broadcast_to(number, (*shape[:-1], len(taps) * channels)))
+    shape = (*x.shape[:axis], w.output_shape[i], *x.shape[axis + 1 : -1], taps * channels)
+    return lax.fori_loop(0, taps, put, jnp.broadcast_to(number, shape))
 
 
 def _better(left: Pair, right: Pair) -> Pair:
@@ -247,7 +258,7 @@ def _first_inside(w: Window, like: jax.Array) -> jax.Array:
         if is_static((low, high)) and low <= 0 and high <= 0:
             continue
         start = lax.broadcasted_iota(jnp.int32, like.shape, axis) * w.strides[i] - low
-        tap = lax.div(jnp.maximum(0, w.dilation[i] - 1 - start), w.dilation[i])
+        tap = jnp.maximum(0, -(start // w.dilation[i]))
         inside &= (tap < w.window_shape[i]) & (start + tap * w.dilation[i] < w.input_shape[i])
         first = first + tap * math.prod(w.window_shape[i + 1 :])
     return jnp.broadcast_to(jnp.where(inside, first, w.taps), like.shape)
