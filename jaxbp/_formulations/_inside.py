@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from .._geometry import ConvGeometry, Window, outputs_inside
 from ._blocks import map_images, sum_images
@@ -28,7 +29,8 @@ def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry, back: bool = False
         z = jnp.zeros_like(x, shape=(x.shape[0], *w.output_shape, features))
         for tap, cells, places in _rectangles(w):
             weights = kernel[tuple(-1 - t for t in tap)].T if back else kernel[tap]
-            part = jnp.matmul(x[cells], weights, precision=g.precision)
+            part = jnp.matmul(_cut_out(x, cells), weights, precision=g.precision)
+            part = part.reshape(x.shape[0], *(s.stop - s.start for s in places[1:]), features)
             pads = [(s.start, out - s.stop) for s, out in zip(places[1:], w.output_shape, strict=True)]
             z = z + pad_axes(part, range(1, w.rank + 1), pads, 0)
         return z
@@ -43,7 +45,9 @@ def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
     def products(x: jax.Array, delta: jax.Array) -> jax.Array:
         none = jnp.zeros_like(x, shape=(channels, features))
         by_tap = {
-            tap: over_positions(x[cells].reshape(-1, channels), delta[places].reshape(-1, features), g.precision)
+            tap: over_positions(
+                _cut_out(x, cells).reshape(-1, channels), _cut_out(delta, places).reshape(-1, features), g.precision
+            )
             for tap, cells, places in _rectangles(w)
         }
         taps = itertools.product(*map(range, w.window_shape))
@@ -71,6 +75,13 @@ def _rectangles(w: Window) -> Iterator[tuple[tuple[int, ...], Slices, Slices]]:
             places.append(slice(first, end))
         if all(place.start < place.stop for place in places[1:]):
             yield tap, tuple(cells), tuple(places)
+
+
+def _cut_out(a: jax.Array, cells: Slices) -> jax.Array:
+    """(N, cells, C): a rectangle of cells, gathered, which takes half a slice's time to compile."""
+    sizes = a.shape[1:-1]
+    places = np.arange(math.prod(sizes), dtype=np.int32).reshape(sizes)[cells[1:]]
+    return a.reshape(a.shape[0], -1, a.shape[-1]).at[:, places.ravel()].get(mode="promise_in_bounds")
 
 
 def _numbers(w: Window, channels: int, features: int) -> int:
