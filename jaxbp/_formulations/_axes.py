@@ -4,30 +4,30 @@ import jax
 import jax.numpy as jnp
 
 from .._geometry import ConvGeometry, Window
-from ._windows import Form, first_axis_views
+from ._windows import Form, first_axis
 
 
-def fold_forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry, form: Form) -> jax.Array:
-    """The first axis folded away: its taps side by side as channels, its outputs as images of a larger batch."""
-    folded = _folded(x, g.window)
+def fold_forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry, form: Form, views: Form) -> jax.Array:
+    """The first axis folded away: the views of its taps side by side, its outputs as images of a larger batch."""
+    folded = _folded(x, g.window, views)
     weights = jnp.moveaxis(kernel, 0, -3)
     weights = weights.reshape(*weights.shape[:-3], -1, weights.shape[-1])
     z = form(folded, weights, g._replace(window=_without_first(g.window)))
     return z.reshape(x.shape[0], *g.window.output_shape, z.shape[-1])
 
 
-def fold_kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry, form: Form) -> jax.Array:
+def fold_kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry, form: Form, views: Form) -> jax.Array:
     """The kernel's gradient of the folded convolution, unfolded."""
     images = delta.reshape(-1, *delta.shape[2:])
     w = g.window
-    dkernel = form(_folded(x, w), images, g._replace(window=_without_first(w)))
+    dkernel = form(_folded(x, w, views), images, g._replace(window=_without_first(w)))
     dkernel = dkernel.reshape(*w.window_shape[1:], w.window_shape[0], x.shape[-1], delta.shape[-1])
     return jnp.moveaxis(dkernel, -3, 0)
 
 
-def _folded(x: jax.Array, w: Window) -> jax.Array:
+def _folded(x: jax.Array, w: Window, views: Form) -> jax.Array:
     """(N * output, *rest, taps * C): for every output along the first axis what its taps read."""
-    taps = jnp.concatenate(list(first_axis_views(x, w)), axis=-1)
+    taps = views(x, first_axis(w, x))
     return taps.reshape(-1, *taps.shape[2:])
 
 

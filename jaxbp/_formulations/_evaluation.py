@@ -28,7 +28,7 @@ from . import (
 from ._blocks import block, cut, largest_divisor, map_blocks, map_images, put_together, sum_blocks
 from ._choice import as_blocks, forward_form, kernel_grad_form
 from ._memory import written
-from ._windows import pad_axes
+from ._windows import pad_axes, side_by_side
 
 
 def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry, back: bool = False) -> jax.Array:
@@ -81,7 +81,7 @@ def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry, back: bool = False
             return _project_then_add(x, kernel, g)
         case "fold":
             cells = _folded_cells(w, x.shape[-1])
-            return _in_blocks(lambda x, g: _axes.fold_forward(x, kernel, g, forward), x, g, cells)
+            return _in_blocks(lambda x, g: _axes.fold_forward(x, kernel, g, forward, side_by_side), x, g, cells)
         case "side by side":
             return _side_by_side.forward(x, kernel, g)
         case "padded":
@@ -150,8 +150,8 @@ def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry, mapped: bool = 
             flat = alone(_taps.taps_kernel_grad) if w.rank == 3 and w.taps * c <= 2 * _choice.FEW_COLUMNS else again
             blocks = cut(g, x.shape[0], _folded_cells(w, c))
             if blocks.count == 1:
-                return _axes.fold_kernel_grad(x, delta, g, flat)
-            return sum_blocks(lambda x, d, g: _axes.fold_kernel_grad(x, d, g, flat), x, delta, g, blocks)
+                return _axes.fold_kernel_grad(x, delta, g, flat, side_by_side)
+            return sum_blocks(lambda x, d, g: _axes.fold_kernel_grad(x, d, g, flat, side_by_side), x, delta, g, blocks)
         case "padded":
             x, g = _padded(x, g)
     return alone(_textbook.kernel_grad, 0)(x, delta, g)

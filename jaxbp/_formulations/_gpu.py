@@ -10,6 +10,7 @@ from .._geometry import ConvGeometry, transposed
 from . import _axes, _multiply_add, _neighbours, _phases, _product, _subpixel, _textbook
 from ._choice import as_blocks
 from ._gpu_choice import forward_form, kernel_grad_form
+from ._windows import view_by_view
 
 
 def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry, back: bool = False) -> jax.Array:
@@ -29,7 +30,7 @@ def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry, back: bool = False
             wide = sum_dtype(x.dtype)
             return _multiply_add.forward(x.astype(wide), kernel.astype(wide), g).astype(x.dtype)
         case "fold":
-            return _axes.fold_forward(x, kernel, g, forward)
+            return _axes.fold_forward(x, kernel, g, forward, view_by_view)
         case "neighbours":
             return _neighbours.forward(x, kernel, g, _textbook.forward)
     return _textbook.forward(x, kernel, g)
@@ -58,7 +59,7 @@ def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
         case "batch groups":
             return _textbook.kernel_grad_by_names(x, delta, g)
         case "fold":
-            return _axes.fold_kernel_grad(x, delta, g, kernel_grad)
+            return _axes.fold_kernel_grad(x, delta, g, kernel_grad, view_by_view)
         case "neighbours":
             return _neighbours.kernel_grad(x, delta, g, _textbook.kernel_grad)
         case "half":

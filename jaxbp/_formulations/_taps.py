@@ -11,7 +11,7 @@ from .._geometry import ConvGeometry, Window, dilated_size, read_padding
 from ._blocks import block, cut, largest_divisor, put_together, sum_blocks
 from ._memory import written
 from ._product import over_positions
-from ._windows import first_axis_views, pad_axes, side_by_side
+from ._windows import first_axis, pad_axes, side_by_side, tap_views
 
 # Rows of taps in one program; more of them in a loop.
 ROWS_AT_ONCE = 4
@@ -79,7 +79,7 @@ def rows_kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry, most_sums:
             return over_positions(_rows(rows), delta, g.precision, parts)
 
         if w.window_shape[0] <= ROWS_AT_ONCE:
-            return jnp.stack([product(rows) for rows in first_axis_views(views, w)])
+            return jnp.stack([product(rows) for rows in tap_views(views, first_axis(w, views), 0)])
         reach = dilated_size(w.output_shape[0], w.strides[0])
 
         def row_product(i: jax.Array | int) -> jax.Array:

@@ -115,18 +115,17 @@ def winner_dtype(taps: int) -> jnp.dtype:
     return next(jnp.dtype(d) for d in (jnp.uint8, jnp.uint16, jnp.uint32) if taps <= jnp.iinfo(d).max)
 
 
-def first_axis_views(x: jax.Array, w: Window) -> Iterator[jax.Array]:
-    """For every tap along the first spatial axis of x, (N, *spatial, C), the view that it reads."""
-    first = w._replace(
-        window_shape=(w.window_shape[0], *(1,) * (w.rank - 1)), strides=(w.strides[0], *(1,) * (w.rank - 1))
-    )
-    rest = tuple((0, 0) for _ in range(1, w.rank))
-    return tap_views(
-        x,
-        first._replace(
-            input_shape=x.shape[1:-1], padding=(w.padding[0], *rest), output_shape=(w.output_shape[0], *x.shape[2:-1])
-        ),
-        0,
+def first_axis(w: Window, x: jax.Array) -> Window:
+    """The window that slides along the first spatial axis of x, (N, *spatial, C), alone."""
+    ones, rest = (1,) * (w.rank - 1), x.shape[2:-1]
+    return Window(
+        x.shape[1:-1],
+        (w.window_shape[0], *ones),
+        (w.strides[0], *ones),
+        (w.padding[0], *((0, 0) for _ in rest)),
+        (w.dilation[0], *ones),
+        (1, *ones),
+        (w.output_shape[0], *rest),
     )
 
 
@@ -153,12 +152,26 @@ def side_by_side(x: jax.Array, w: Window) -> jax.Array:
     Gathered in pieces of all channels; where these are too short to be copied fast, view by view, axis by axis: their
     number is then the sum of the window's sizes and not their product.
     """
-    if w.rank == 1 or x.shape[-1] >= FEW_CHANNELS:
-        return _gathered(x, w)
+    return _gathered(x, w) if w.rank == 1 or x.shape[-1] >= FEW_CHANNELS else view_by_view(x, w)
+
+
+def view_by_view(x: jax.Array, w: Window) -> jax.Array:
+    """The same of any channels, axis by axis."""
     x = pad_axes(x, spatial_axes(w, x.ndim), read_padding(w), 0)
     for i in reversed(range(w.rank)):
-        x = _views_along(x, w, i)
+        if w.window_shape[i] > 1 or w.strides[i] > 1:
+            x = _views_along(x, w, i)
     return x
+
+
+def gather_cells(x: jax.Array, places: np.ndarray) -> jax.Array:
+    """(N, *places, C): the cells of x, (N, *spatial, C), that stand at these places of all; zeros beyond the last."""
+    cells = x.reshape(x.shape[0], -1, x.shape[-1])
+    beyond, last = places >= cells.shape[1], cells.shape[1] - 1
+    names = lax.GatherDimensionNumbers((0, places.ndim + 1), collapsed_slice_dims=(1,), start_index_map=(1,))
+    indices, sizes = np.minimum(places, last)[..., None], (x.shape[0], 1, x.shape[-1])
+    gathered = lax.gather(cells, indices, names, sizes, mode="promise_in_bounds")
+    return jnp.where(beyond[..., None], 0, gathered) if np.any(beyond) else gathered
 
 
 def _gathered(x: jax.Array, w: Window) -> jax.Array:
@@ -170,11 +183,9 @@ def _gathered(x: jax.Array, w: Window) -> jax.Array:
         cell = np.expand_dims(cell, [axis for axis in range(2 * w.rank) if axis % w.rank != i])
         inside = inside & (cell >= 0) & (cell < x.shape[i + 1])
         place = place * x.shape[i + 1] + cell
+    places = np.where(inside, place, math.prod(x.shape[1:-1])).astype(np.int32)
     # What is computed on the way would be computed for every tap, or slows down each number's place.
-    rows = written(x).reshape(x.shape[0], -1, x.shape[-1])
-    places = np.where(inside, place, rows.shape[1]).astype(np.int32).reshape(*w.output_shape, w.taps)
-    mode = "promise_in_bounds" if np.all(inside) else "fill"
-    views = rows.at[:, places].get(mode=mode, fill_value=0)
+    views = gather_cells(written(x), places.reshape(*w.output_shape, w.taps))
     return views.reshape(x.shape[0], *w.output_shape, -1)
 
 
