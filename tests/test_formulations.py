@@ -311,8 +311,9 @@ def test_some_rows_of_a_window(form, terms, cells, case):
     case = form.fit(case)
     assume(fits(case))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_multiply_add, "CELLS", cells)
-        for limit in ("TERMS_AT_ONCE", "TERMS_IN_PASS", "TAPS_AT_ONCE", "TAPS_IN_PASS"):
+        for module in (_blocks, _multiply_add):
+            patch.setattr(module, "CELLS", cells)
+        for limit in ("TERMS_AT_ONCE", "TERMS_IN_PASS", "TAPS_AT_ONCE"):
             patch.setattr(_multiply_add, limit, terms)
         check(form, case)
 

@@ -15,17 +15,18 @@ import jax.numpy as jnp
 from jax import lax
 
 from .._geometry import ConvGeometry, Ints, Window, dilated_size, read_padding
-from ._blocks import CELLS, largest_divisor
+from ._blocks import CELLS, largest_divisor, map_images
 from ._memory import written
 from ._windows import pad_axes, tap_views
 
-# What is worth its compile time. Of the forward sum: terms in one program, and in each pass over a larger window.
+# What is worth its compile time. Of the forward sum: terms in one program, fewer where its loops are over many groups,
+# which passes over some of the terms do as fast; and terms in each of these passes.
 TERMS_AT_ONCE = 64
+TERMS_OF_MANY_GROUPS = 48
+MANY_GROUPS = 96
 TERMS_IN_PASS = 16
-# Of the kernel's gradient: taps in one program, and in each pass over a larger window; images (or bands of their rows)
-# added up explicitly.
+# Of the kernel's gradient: taps in one pass; images (or bands of their rows) added up explicitly.
 TAPS_AT_ONCE = 8
-TAPS_IN_PASS = 4
 PARTS_AT_ONCE = 8
 # From so many groups and deltas on, a product of each part's own.
 LONG_LOOP = 16
@@ -33,28 +34,37 @@ MANY_DELTAS = 1 << 14
 
 
 def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
-    """Add up every tap of every channel of the group; of a large window some rows at a time."""
+    """Add up every tap of every channel of the group; of a large window some rows at a time, of some images."""
     w, groups, features = g.window, g.feature_group_count, kernel.shape[-1]
-    x = _channels_by_group(x, groups)
-    if w.taps * x.shape[-2] <= TERMS_AT_ONCE:
-        z = written(_sum_of_terms(x, _channels_by_group(kernel, groups), w))
-    else:
-        axis, rows = _longest_axis(w)
-        at_once = min(rows, max(1, TERMS_IN_PASS * rows // (w.taps * x.shape[-2])))
-        padded = pad_axes(x, range(1, w.rank + 1), read_padding(w), 0)
+    most = TERMS_AT_ONCE if groups < MANY_GROUPS else TERMS_OF_MANY_GROUPS
+    if w.taps * kernel.shape[-2] <= most:
+        cells, weights = (_channels_by_group(a, groups) for a in (x, kernel))
+        return _channels_in_order(written(_sum_of_terms(cells, weights, w)))
+    # The sum so far is read and written in every pass: it stays in the cache.
+    return map_images(lambda x: _sum_by_rows(x, kernel, g), x, 2 * math.prod(w.output_shape) * features)
 
-        def some_rows(first: jax.Array | int, count: int) -> jax.Array:
-            part, cells = _window_rows(padded, w, first, count)
-            weights = lax.dynamic_slice_in_dim(kernel, first, count, axis, allow_negative_indices=False)
-            weights = _channels_by_group(weights, groups)
-            # Read where they lie, cells at an offset known only at run time would not be read side by side.
-            return _sum_of_terms(written(cells), written(weights), part)
 
-        passes, rest = divmod(rows, at_once)
-        none = jnp.zeros_like(x, shape=(x.shape[0], *w.output_shape, features // groups, groups))
-        z = lax.fori_loop(0, passes, lambda i, z: z + some_rows(i * at_once, at_once), none)
-        z = z + some_rows(passes * at_once, rest) if rest else z
-    return _channels_in_order(z)
+def _sum_by_rows(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
+    """The forward sum in a loop over the window's rows."""
+    w, groups, features = g.window, g.feature_group_count, kernel.shape[-1]
+    axis, rows = _longest_axis(w)
+    most = max(1, TERMS_IN_PASS * rows // (w.taps * kernel.shape[-2]))
+    # Rows that are left over are one more program: equal passes, unless they would be much smaller.
+    equal = largest_divisor(rows, most)
+    at_once = equal if 2 * equal >= most else most
+    padded = pad_axes(_channels_by_group(x, groups), range(1, w.rank + 1), read_padding(w), 0)
+
+    def some_rows(first: jax.Array | int, count: int) -> jax.Array:
+        part, cells = _window_rows(padded, w, first, count)
+        weights = lax.dynamic_slice_in_dim(kernel, first, count, axis, allow_negative_indices=False)
+        weights = _channels_by_group(weights, groups)
+        # Read where they lie, cells at an offset known only at run time would not be read side by side.
+        return _sum_of_terms(written(cells), written(weights), part)
+
+    passes, rest = divmod(rows, at_once)
+    none = jnp.zeros_like(x, shape=(x.shape[0], *w.output_shape, features // groups, groups))
+    z = lax.fori_loop(0, passes, lambda i, z: z + some_rows(i * at_once, at_once), none)
+    return _channels_in_order(z + some_rows(passes * at_once, rest) if rest else z)
 
 
 def _sum_of_terms(x: jax.Array, kernel: jax.Array, w: Window) -> jax.Array:
@@ -77,20 +87,23 @@ def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
     counts = _taps_in_pass(w)
     images = largest_divisor(x.shape[0], min(PARTS_AT_ONCE, 4 * CELLS // math.prod(x.shape[1:])))
     bands = largest_divisor(w.output_shape[0], PARTS_AT_ONCE // images)
-    none = jnp.zeros_like(x, shape=(*w.window_shape, x.shape[-1] // groups, delta.shape[-1]))
+    of_tap = x.shape[-1] // groups * delta.shape[-1]
+    # Flat, as loops around loops over few numbers are slow to compile.
+    none = jnp.zeros_like(x, shape=w.taps * of_tap)
 
     def sums_of_images(x: jax.Array, delta: jax.Array) -> jax.Array:
         x, delta = _channels_by_group(x, groups), _channels_by_group(delta, groups)
         if counts == w.window_shape:
-            return _channels_in_order(_kernel_sums(x, delta, w, bands))
+            return _channels_in_order(_kernel_sums(x, delta, w, bands)).ravel()
         padded = pad_axes(x, range(1, w.rank + 1), read_padding(w), 0)
         passes = math.prod(-(-k // n) for k, n in zip(w.window_shape, counts, strict=True))
 
         def put_taps(i: jax.Array, sums: jax.Array) -> jax.Array:
             first = _first_taps(i, w.window_shape, counts)
             part, cells = _window_part(padded, w, first, counts)
-            part_sums = _channels_in_order(_kernel_sums(written(cells), delta, part, bands))
-            return lax.dynamic_update_slice(sums, part_sums, [*first, 0, 0], allow_negative_indices=False)
+            part_sums = _channels_in_order(_kernel_sums(written(cells), delta, part, bands)).ravel()
+            place = sum(tap * math.prod(w.window_shape[axis + 1 :]) for axis, tap in enumerate(first))
+            return lax.dynamic_update_slice(sums, part_sums, [place * of_tap], allow_negative_indices=False)
 
         return lax.fori_loop(0, passes, put_taps, none)
 
@@ -99,23 +112,18 @@ def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
         return sums + sums_of_images(x_block, delta_block)
 
     blocks = x.shape[0] // images
-    return sums_of_images(x, delta) if blocks == 1 else lax.fori_loop(0, blocks, add_images, none)
+    sums = sums_of_images(x, delta) if blocks == 1 else lax.fori_loop(0, blocks, add_images, none)
+    return sums.reshape(*w.window_shape, -1, delta.shape[-1])
 
 
 def _taps_in_pass(w: Window) -> tuple[int, ...]:
-    """How many taps along each axis of the window one pass takes: all, or some of its rows, or parts of one."""
-    if w.taps <= TAPS_AT_ONCE:
-        return w.window_shape
-    axis, rows = _longest_axis(w)
-    counts = list(w.window_shape)
-    counts[axis] = max(1, TAPS_IN_PASS * rows // w.taps)
-    for i in sorted(range(w.rank), key=lambda i: -counts[i]):
-        k, rest = counts[i], math.prod(counts) // counts[i]
-        most = max(1, TAPS_AT_ONCE // rest)
+    """How many taps along each axis of the window one pass takes, at most TAPS_AT_ONCE, next to each other in order."""
+    counts, most = [], TAPS_AT_ONCE
+    for k in reversed(w.window_shape):
         # Passes overlap where the parts are not equal.
-        if i != axis and k > most:
-            counts[i] = next(n for n in range(most, 0, -1) if -(-k // n) * n <= k + k // 8)
-    return tuple(counts)
+        counts.append(next(n for n in range(min(k, most), 0, -1) if -(-k // n) * n <= k + k // 8))
+        most = most // k if counts[-1] == k else 1
+    return tuple(reversed(counts))
 
 
 def _first_taps(i: jax.Array, window: Ints, counts: Ints) -> list[jax.Array | int]:
