@@ -21,8 +21,9 @@ def fold_kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry, form: Form
     images = delta.reshape(-1, *delta.shape[2:])
     w = g.window
     dkernel = form(_folded(x, w, views), images, g._replace(window=_without_first(w)))
-    dkernel = dkernel.reshape(*w.window_shape[1:], w.window_shape[0], x.shape[-1], delta.shape[-1])
-    return jnp.moveaxis(dkernel, -3, 0)
+    channels, features = x.shape[-1], delta.shape[-1]
+    dkernel = dkernel.reshape(-1, w.window_shape[0], channels * features).swapaxes(0, 1)
+    return dkernel.reshape(*w.window_shape, channels, features)
 
 
 def _folded(x: jax.Array, w: Window, views: Form) -> jax.Array:

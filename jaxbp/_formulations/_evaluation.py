@@ -81,7 +81,7 @@ def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry, back: bool = False
             return _project_then_add(x, kernel, g)
         case "fold":
             cells = _folded_cells(w, x.shape[-1])
-            return _in_blocks(lambda x, g: _axes.fold_forward(x, kernel, g, forward, side_by_side), x, g, cells)
+            return _in_blocks(lambda x, g: _axes.fold_forward(x, kernel, g, forward, _views), x, g, cells)
         case "side by side":
             return _side_by_side.forward(x, kernel, g)
         case "padded":
@@ -150,8 +150,8 @@ def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry, mapped: bool = 
             flat = alone(_taps.taps_kernel_grad) if w.rank == 3 and w.taps * c <= 2 * _choice.FEW_COLUMNS else again
             blocks = cut(g, x.shape[0], _folded_cells(w, c))
             if blocks.count == 1:
-                return _axes.fold_kernel_grad(x, delta, g, flat, side_by_side)
-            return sum_blocks(lambda x, d, g: _axes.fold_kernel_grad(x, d, g, flat, side_by_side), x, delta, g, blocks)
+                return _axes.fold_kernel_grad(x, delta, g, flat, _views)
+            return sum_blocks(lambda x, d, g: _axes.fold_kernel_grad(x, d, g, flat, _views), x, delta, g, blocks)
         case "padded":
             x, g = _padded(x, g)
     return alone(_textbook.kernel_grad, 0)(x, delta, g)
@@ -173,6 +173,11 @@ def _in_blocks(form: Callable[..., jax.Array], x: jax.Array, g: ConvGeometry, ce
 def _folded_cells(w: Window, channels: int) -> int:
     """How many numbers of the input, whose first axis is folded, belong to each output."""
     return w.window_shape[0] * channels * -(-math.prod(w.input_shape[1:]) // math.prod(w.output_shape[1:]))
+
+
+def _views(x: jax.Array, w: Window) -> jax.Array:
+    """Views side by side, once for the forward sum and the kernel's gradient: the compiler would write them twice."""
+    return written(side_by_side(x, w))
 
 
 def _taps_at_once(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
