@@ -194,6 +194,12 @@ FORMS = [
         lambda x, d, g: _neighbours.kernel_grad(x, d, g, _taps.rows_kernel_grad),
     ),
     Form(
+        _neighbours.kernel_grad,
+        "kernel",
+        one_group,
+        lambda x, d, g: _neighbours.kernel_grad(x, d, g, _taps.taps_kernel_grad),
+    ),
+    Form(
         _subpixel.forward,
         "forward",
         without_wide_steps,

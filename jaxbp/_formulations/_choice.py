@@ -52,6 +52,8 @@ def forward_form(g: ConvGeometry, batch: int, channels: int, features: int) -> C
     c = channels // groups
     if not is_static((batch, *w.input_shape, *w.output_shape)):
         return "textbook", "sizes are symbolic"
+    if _is_short_sum(g, channels, features, FEW_PRODUCTS // 2):
+        return "textbook", "few weights of one tap: a loop, where a product is mostly overhead"
     if groups == 1 and apart(as_blocks(w)):
         return "product", "windows do not overlap: one matrix product"
     if groups == 1 and apart(as_blocks(transposed(w))):
@@ -115,6 +117,8 @@ def kernel_grad_form(g: ConvGeometry, batch: int, channels: int, features: int) 
         if all(s == 1 for s in w.strides):
             return "mirrored", "the same sum with input and delta exchanged has strides in place of zeros"
         return "textbook", "strides and input dilation together"
+    if c > 1 and _is_short_sum(g, c, o, FEW_PRODUCTS // 4):
+        return "textbook", "few weights of one tap: a loop, where a product is mostly overhead"
     if groups == 1 and apart(as_blocks(w)):
         return "product", "windows do not overlap: one matrix product"
     if groups == 1 and apart(as_blocks(transposed(w))):
@@ -142,13 +146,19 @@ def kernel_grad_form(g: ConvGeometry, batch: int, channels: int, features: int) 
             return "mirrored taps", "few outputs: views of all taps of delta, times the input"
         return "mirrored rows", "few outputs: views of one row of taps of delta, times the input"
     if w.rank in (1, 2) and _suits_neighbours_kernel_grad(g, batch, c, o):
-        return "neighbours", "few channels: windows of neighbouring outputs gathered together, a product for each row"
+        if w.rank == 1 or (batch * math.prod(w.output_shape) * o >= 2 * MOST_OUTPUTS and o > FEW_FEATURES):
+            return "neighbours taps", "few channels: windows of neighbouring outputs gathered together: one product"
+        return "neighbours rows", "few channels: windows of neighbouring outputs gathered together: row by row"
     if _suits_steps_of_one_axis(g, batch):
         if w.taps > SMALL_WINDOW or w.taps * c <= FEW_COLUMNS:
             return "taps", "steps along one axis, few images: views of all taps side by side: one product"
         return "rows", "steps along one axis, few images: a product for each tap"
     if _suits_views_of_large_deltas(g, batch, c, o):
-        if w.taps <= MORE_VIEWS and w.taps * c <= MORE_COLUMNS:
+        few = c < FEW_FEATURES and w.rank == 2
+        if few and SOME_FEATURES <= o < MANY_FEATURES and c <= 4 and _neighbours.together(w, o) > 1:
+            return "neighbours taps", "delta is large: windows of neighbouring outputs together, block by block"
+        narrow = o >= MANY_FEATURES and w.window_shape[-1] * c < FEW_FEATURES
+        if w.taps <= MORE_VIEWS and w.taps * c <= MORE_COLUMNS and (narrow or not few):
             return "taps", "delta is large: views of all taps side by side, block by block"
         return "rows", "delta is large: views of one row of taps side by side, block by block"
     if w.rank == 2 and _suits_taps(g, batch, c, o):
@@ -177,6 +187,13 @@ def as_blocks(w: Window) -> Window:
     steps = zip(w.window_shape, w.strides, w.output_shape, strict=True)
     blocks = w._replace(strides=tuple(k if out == 1 else s for k, s, out in steps))
     return blocks if apart(blocks) else w
+
+
+def _is_short_sum(g: ConvGeometry, channels: int, features: int, most: int) -> bool:
+    """Whether a single tap, at stride 1 in one or two dimensions, has so few weights."""
+    w = g.window
+    steps = {g.feature_group_count, w.taps, *w.strides, *w.input_dilation}
+    return w.rank in (1, 2) and steps == {1} and max(channels, features) <= 8 and channels * features <= most
 
 
 def _suits_multiply_add(w: Window, channels: int) -> bool:

@@ -142,9 +142,10 @@ def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry, mapped: bool = 
             return alone(_taps.taps_kernel_grad)(x, delta, g)
         case "rows":
             return alone(_taps.rows_kernel_grad)(x, delta, g)
-        case "neighbours":
-            form = _taps.taps_kernel_grad if w.rank == 1 else _taps.rows_kernel_grad
-            return _neighbours.kernel_grad(x, delta, g, alone(form))
+        case "neighbours taps":
+            return _neighbours.kernel_grad(x, delta, g, alone(_taps.taps_kernel_grad))
+        case "neighbours rows":
+            return _neighbours.kernel_grad(x, delta, g, alone(_taps.rows_kernel_grad))
         case "fold":
             # The compiler's own sum over all positions would be less exact than what it does in more dimensions.
             flat = alone(_taps.taps_kernel_grad) if w.rank == 3 and w.taps * c <= 2 * _choice.FEW_COLUMNS else again
