@@ -44,6 +44,7 @@ columns:
                                above 100 where the arrays stay in the cache
   MiB temporary                what the compiled program allocates besides arguments and results
   MiB kept                     what the forward pass keeps for the backward pass besides the arguments
+  s to compile                 to trace, to lower, and the faster of two times in the compiler
   error in eps                 largest error of all gradients against float64, over eps times the largest entry
 """
 
