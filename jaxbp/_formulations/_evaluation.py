@@ -197,6 +197,9 @@ def _some_features(form: Callable[[jax.Array], jax.Array], a: jax.Array, channel
 def _project_then_add(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
     """Some images at a time, whose padding is left to the parts, fewer than the input; large images in bands."""
     cells = g.window.taps * kernel.shape[-1]
+    if x.size > 2 * _choice.MOST_OUTPUTS:
+        # The product reads a copy of the input, its channels first, which would not stay in the cache.
+        cells = max(cells, x.shape[-1])
     image = cells * math.prod(g.window.output_shape)
     if image > _choice.MOST_OUTPUTS * 2:
         return _in_blocks(lambda x, g: _taps.project_then_add(x, kernel, g), x, g, cells)
