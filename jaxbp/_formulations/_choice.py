@@ -146,7 +146,7 @@ def kernel_grad_form(g: ConvGeometry, batch: int, channels: int, features: int) 
             return "mirrored taps", "few outputs: views of all taps of delta, times the input"
         return "mirrored rows", "few outputs: views of one row of taps of delta, times the input"
     if w.rank in (1, 2) and _suits_neighbours_kernel_grad(g, batch, c, o):
-        if w.rank == 1 or (batch * math.prod(w.output_shape) * o >= 2 * MOST_OUTPUTS and o > FEW_FEATURES):
+        if w.rank == 1 or (_deltas(w, batch, o) >= 2 * MOST_OUTPUTS and o > FEW_FEATURES):
             return "neighbours taps", "few channels: windows of neighbouring outputs gathered together: one product"
         return "neighbours rows", "few channels: windows of neighbouring outputs gathered together: row by row"
     if _suits_steps_of_one_axis(g, batch):
@@ -154,13 +154,7 @@ def kernel_grad_form(g: ConvGeometry, batch: int, channels: int, features: int) 
             return "taps", "steps along one axis, few images: views of all taps side by side: one product"
         return "rows", "steps along one axis, few images: a product for each tap"
     if _suits_views_of_large_deltas(g, batch, c, o):
-        few = c < FEW_FEATURES and w.rank == 2
-        if few and SOME_FEATURES <= o < MANY_FEATURES and c <= 4 and _neighbours.together(w, o) > 1:
-            return "neighbours taps", "delta is large: windows of neighbouring outputs together, block by block"
-        narrow = o >= MANY_FEATURES and w.window_shape[-1] * c < FEW_FEATURES
-        if w.taps <= MORE_VIEWS and w.taps * c <= MORE_COLUMNS and (narrow or not few):
-            return "taps", "delta is large: views of all taps side by side, block by block"
-        return "rows", "delta is large: views of one row of taps side by side, block by block"
+        return _views_of_large_delta(w, c, o)
     if w.rank == 2 and _suits_taps(g, batch, c, o):
         return "taps", "few channels: views of all taps side by side, block by block: one product"
     if w.rank == 2 and w.taps <= MAX_TAPS and _suits_rows(g, batch, c, o):
@@ -289,7 +283,7 @@ def _suits_neighbours_kernel_grad(g: ConvGeometry, batch: int, channels: int, fe
     """
     w, columns = g.window, g.window.taps * channels
     rows, step = max(w.window_shape[:-1], default=1), max(w.strides[:-1], default=1)
-    deltas, inputs = batch * math.prod(w.output_shape) * features, batch * math.prod(w.input_shape) * channels
+    deltas, inputs = _deltas(w, batch, features), batch * math.prod(w.input_shape) * channels
     if channels > 8 or rows * step > MAX_ROWS or inputs * step >= MOST_OUTPUTS:
         return False
     if batch <= FEW_IMAGES:
@@ -315,7 +309,7 @@ def _suits_steps_of_one_axis(g: ConvGeometry, batch: int) -> bool:
 
 def _suits_views_of_large_deltas(g: ConvGeometry, batch: int, channels: int, features: int) -> bool:
     """Whether delta, of which the compiler reads all for each tap, does not stay in the cache; or has many features."""
-    w, deltas = g.window, batch * math.prod(g.window.output_shape) * features
+    w, deltas = g.window, _deltas(g.window, batch, features)
     if w.rank > 2 or w.taps > MAX_TAPS:
         return False
     if channels >= FEW_FEATURES:
@@ -325,6 +319,24 @@ def _suits_views_of_large_deltas(g: ConvGeometry, batch: int, channels: int, fea
     if w.rank == 1 and (w.taps * channels > FEW_COLUMNS or w.taps > MORE_VIEWS):
         return False
     return features >= fewest and deltas >= MOST_OUTPUTS
+
+
+def _views_of_large_delta(w: Window, channels: int, features: int) -> Choice:
+    """Which views: the fewest numbers to gather, but no product of a few rows by many columns."""
+    if channels < FEW_FEATURES and w.rank == 2:
+        if channels <= 4 and SOME_FEATURES <= features < MANY_FEATURES and _neighbours.together(w, features) > 1:
+            return "neighbours taps", "delta is large: windows of neighbouring outputs together, block by block"
+        at_once = features >= MANY_FEATURES and w.window_shape[-1] * channels < FEW_FEATURES
+    else:
+        at_once = True
+    if at_once and w.taps <= MORE_VIEWS and w.taps * channels <= MORE_COLUMNS:
+        return "taps", "delta is large: views of all taps side by side, block by block"
+    return "rows", "delta is large: views of one row of taps side by side, block by block"
+
+
+def _deltas(w: Window, batch: int, features: int) -> int:
+    """How many numbers a delta has."""
+    return batch * math.prod(w.output_shape) * features
 
 
 def _suits_taps(g: ConvGeometry, batch: int, channels: int, features: int) -> bool:
