@@ -1,6 +1,6 @@
 """Which form evaluates a map on an NVIDIA GPU, and why. One function per map, as `_choice` has them for a CPU.
 
-The reasons are measurements on one GPU (BENCHMARKS.md). cuDNN's own sums are hard to beat where XLA finds the right one
+They were measured on two GPUs (BENCHMARKS.md). cuDNN's own sums are hard to beat where XLA finds the right one
 of them, where channels fill their tiles, and in at most two dimensions; all else is brought there.
 """
 
@@ -15,7 +15,8 @@ from ._windows import Choice
 FEW_CHANNELS = 8
 NARROW = 16  # channels
 MAX_TAPS = 64  # that are written out one by one
-LARGE_WINDOW = 49  # taps
+SMALL_WINDOW = 9  # taps
+LARGE_WINDOW = 49
 HALF = 2  # bytes of a number
 
 
@@ -88,7 +89,9 @@ def _suits_neighbours(g: ConvGeometry, channels: int, features: int) -> bool:
         g.precision is not None
         or w.rank not in (1, 2)
         or channels > FEW_CHANNELS
+        # Beside the other sums the gain of a small window of some channels is lost: the outputs are written twice.
         or w.taps == 1
+        or (channels > 2 and w.taps <= SMALL_WINDOW)
         or set(w.input_dilation) != {1}
     ):
         return False
