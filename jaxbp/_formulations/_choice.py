@@ -158,6 +158,8 @@ def kernel_grad_form(g: ConvGeometry, batch: int, channels: int, features: int) 
     if w.rank == 2 and _suits_taps(g, batch, c, o):
         return "taps", "few channels: views of all taps side by side, block by block: one product"
     if w.rank == 2 and w.taps <= MAX_TAPS and _suits_rows(g, batch, c, o):
+        if _shares_few_rows(w, c, o):
+            return "taps", "strides: rows of taps share few views; all taps side by side, block by block"
         return "rows", "views of one row of taps side by side, block by block: a product for each row"
     if math.prod(w.output_shape) > math.prod(w.input_shape):
         return "padded", "the compiler exchanges a delta and a smaller input, and loses its fast convolution"
@@ -329,9 +331,15 @@ def _views_of_large_delta(w: Window, channels: int, features: int) -> Choice:
         at_once = features >= MANY_FEATURES and w.window_shape[-1] * channels < FEW_FEATURES
     else:
         at_once = True
-    if at_once and w.taps <= MORE_VIEWS and w.taps * channels <= MORE_COLUMNS:
+    few_columns = w.taps * channels <= MORE_COLUMNS or _shares_few_rows(w, channels, features)
+    if at_once and w.taps <= MORE_VIEWS and few_columns:
         return "taps", "delta is large: views of all taps side by side, block by block"
     return "rows", "delta is large: views of one row of taps side by side, block by block"
+
+
+def _shares_few_rows(w: Window, channels: int, features: int) -> bool:
+    """Whether rows of a small window read different rows of the input, as strides skip those between."""
+    return w.taps <= 9 and w.strides[0] > 1 and features > channels >= FEW_FEATURES
 
 
 def _deltas(w: Window, batch: int, features: int) -> int:

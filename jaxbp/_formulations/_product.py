@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from .._geometry import ConvGeometry, Window, read_padding
+from ._memory import written
 from ._windows import pad_axes
 
 # Where the measurements change sides.
@@ -41,7 +42,7 @@ def over_positions(x: jax.Array, delta: jax.Array, precision: Any, parts: int = 
     A product reads one of them across memory: the narrower one. Its sum is taken in equal parts where that is asked
     for (they are more exact); a long one of few but wide rows in two, as a single product leaves a core without work.
     """
-    narrow, wide = sorted((x, delta), key=lambda a: a.shape[-1])
+    narrow, wide = sorted((x, delta), key=_cost_across)
     positions, columns = wide.shape[-2:]
     outputs = narrow.shape[-1] * columns
     long = positions >= (3 if outputs <= FEW_OUTPUTS else 12) * columns
@@ -52,7 +53,16 @@ def over_positions(x: jax.Array, delta: jax.Array, precision: Any, parts: int = 
         product = jnp.matmul(narrow_parts.swapaxes(1, 2), wide_parts, precision=precision).sum(0)
     else:
         product = jnp.matmul(narrow.swapaxes(-2, -1), wide, precision=precision)
+        if narrow is not x and positions * (_cost_across(wide) - _cost_across(narrow)) >= 3 * outputs:
+            # Exchanged as it is, the compiler would exchange the factors again. Worth a copy of the outputs.
+            product = written(product)
     return product if narrow is x else product.swapaxes(-2, -1)
+
+
+def _cost_across(a: jax.Array) -> float:
+    """How long a position's numbers take if read across memory; rows of 256 bytes meet in few sets of the cache."""
+    width = a.shape[-1]
+    return width * (1.5 if width % 64 == 0 else 1)
 
 
 def _windows_as_rows(x: jax.Array, w: Window) -> jax.Array:
