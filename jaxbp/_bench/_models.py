@@ -121,17 +121,25 @@ def jax_layers(ops: ModuleType) -> Layers:
     def max_pool(x, window, strides, padding):
         return ops.max_pool(x, (window, window), strides, padding)
 
-    def norm(x, axes, scale, offset):
+    def moments(x, axes):
         mean = jnp.mean(x, axes, keepdims=True)
-        variance = jnp.mean(jnp.square(x - mean), axes, keepdims=True)
-        scale, offset = (jnp.expand_dims(a, range(x.ndim - 1)) for a in (scale, offset))
-        return (x - mean) * (jax.lax.rsqrt(variance + 1e-5) * (1 + scale)) + offset
+        return mean, jax.lax.rsqrt(jnp.mean(jnp.square(x - mean), axes, keepdims=True) + 1e-5)
+
+    def batch_norm(x, scale, offset):
+        # A factor and a term for each channel, as PyTorch has them: nothing else of the input's size is kept.
+        mean, factor = moments(x, (0, 1, 2))
+        factor = factor * (1 + scale)
+        return x * factor + (offset - mean * factor)
+
+    def layer_norm(x, scale, offset):
+        mean, factor = moments(x, (3,))
+        return (x - mean) * (factor * (1 + scale)) + offset
 
     return Layers(
         conv,
         max_pool,
-        lambda x, scale, offset: norm(x, (0, 1, 2), scale, offset),
-        lambda x, scale, offset: norm(x, (3,), scale, offset),
+        batch_norm,
+        layer_norm,
         ops.relu,
         jax.nn.gelu,
         ops.dense,
