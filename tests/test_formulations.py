@@ -73,6 +73,12 @@ def ungrouped(case: Conv) -> Conv:
     return case._replace(kernel=kernel, arguments=case.arguments | dict(feature_group_count=1))
 
 
+def along_axes(case: Conv) -> Conv:
+    """A single group, at least one spatial axis."""
+    assume(len(case.kernel) > 2)
+    return ungrouped(case)
+
+
 def large_window(case: Conv) -> Conv:
     """A window that may be larger than its input."""
     window = (2 * k + 1 for k in case.kernel[:-2])
@@ -160,8 +166,10 @@ FORMS = [
     Form(_multiply_add.forward, "forward", without_zeros),
     Form(_multiply_add.kernel_grad, "kernel", without_zeros),
     Form(_multiply_add.reductions, "kernel", depthwise),
-    Form(_taps.project_then_add, "forward", one_group),
-    Form(_evaluation._project_then_add, "forward", one_group),
+    Form(_taps.project_then_add, "forward", along_axes),
+    Form(_taps.project_then_add, "input", along_axes, taken_back(_taps.project_then_add)),
+    Form(_evaluation._project_then_add, "forward", along_axes),
+    Form(_evaluation._project_then_add, "input", along_axes, taken_back(_evaluation._project_then_add)),
     Form(_taps.taps_forward, "forward", one_group),
     Form(_taps.taps_kernel_grad, "kernel", one_group),
     Form(_taps.rows_kernel_grad, "kernel", one_group),

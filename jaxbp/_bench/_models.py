@@ -128,12 +128,12 @@ def jax_layers(ops: ModuleType) -> Layers:
     def batch_norm(x, scale, offset):
         # A factor and a term for each channel, as PyTorch has them: nothing else of the input's size is kept.
         mean, factor = moments(x, (0, 1, 2))
-        factor = factor * (1 + scale)
-        return x * factor + (offset - mean * factor)
+        factor = factor * _last(1 + scale, x)
+        return x * factor + (_last(offset, x) - mean * factor)
 
     def layer_norm(x, scale, offset):
         mean, factor = moments(x, (3,))
-        return (x - mean) * (factor * (1 + scale)) + offset
+        return (x - mean) * (factor * _last(1 + scale, x)) + _last(offset, x)
 
     return Layers(
         conv,
@@ -146,6 +146,11 @@ def jax_layers(ops: ModuleType) -> Layers:
         lambda x: jnp.mean(x, (1, 2)),
         lambda x: x.reshape(x.shape[0], -1),
     )
+
+
+def _last(a: jax.Array, x: jax.Array) -> jax.Array:
+    """One number for each channel, with as many axes as x."""
+    return jnp.expand_dims(a, range(x.ndim - 1))
 
 
 def initial_parameters(model: Model, ops: ModuleType, dtype: Any, seed: int = 0) -> list[jax.Array]:

@@ -60,6 +60,8 @@ def forward_form(g: ConvGeometry, batch: int, channels: int, features: int) -> C
         return "transposed product", "windows do not overlap: one matrix product, put in place"
     if any(d > 1 for d in w.input_dilation):
         outputs = math.prod(w.output_shape) * features
+        if _suits_parts_in_place(g, batch, channels, features):
+            return "project then add", "zeros between the input's cells: each cell times all weights, put in place"
         if not steps_over_zeros(w) and _suits_sub_pixel(g, batch, channels, features):
             return "sub-pixel", "zeros between the input's cells are left out: more outputs, put side by side"
         if groups == 1 and features >= 8 and batch * outputs > MOST_OUTPUTS:
@@ -214,6 +216,16 @@ def _suits_sub_pixel(g: ConvGeometry, batch: int, channels: int, features: int) 
     multiplications = batch * outputs * channels * w.taps // math.prod(w.input_dilation)
     few = channels * places <= SOME_FEATURES * w.taps or w.taps > math.prod(w.input_shape)
     return few and features >= 8 and multiplications >= FEWEST_MULTIPLICATIONS
+
+
+def _suits_parts_in_place(g: ConvGeometry, batch: int, channels: int, features: int) -> bool:
+    """Whether an image's parts fit the cache, and there are channels enough to sum over where more outputs would do."""
+    w, positions = g.window, math.prod(g.window.input_shape)
+    if g.feature_group_count > 1 or w.taps * features * positions > MOST_OUTPUTS:
+        return False
+    if batch * positions <= FEW_FEATURES * channels or not _suits_sub_pixel(g, batch, channels, features):
+        return True
+    return channels >= 2 * FEW_FEATURES and not _divides(w)
 
 
 def _divides(w: Window) -> bool:

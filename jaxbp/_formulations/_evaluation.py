@@ -51,6 +51,8 @@ def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry, back: bool = False
             return _some_features(lambda kernel: _winograd.forward(x, kernel, g, back), kernel, x.shape[-1], axis)
         case "inside":
             return _inside.forward(x, kernel, g, back)
+        case "project then add":
+            return _project_then_add(x, kernel, g, back)
         case "exchanged":
             return _exchanged.forward(x, kernel, g, back)
         case "phases":
@@ -77,8 +79,6 @@ def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry, back: bool = False
             return _taps_at_once(x, kernel, g)
         case "group by group":
             return _group_by_group(x, kernel, g)
-        case "project then add":
-            return _project_then_add(x, kernel, g)
         case "fold":
             cells = _folded_cells(w, x.shape[-1])
             return _in_blocks(lambda x, g: _axes.fold_forward(x, kernel, g, forward, _views), x, g, cells)
@@ -194,16 +194,20 @@ def _some_features(form: Callable[[jax.Array], jax.Array], a: jax.Array, channel
     return put_together(lambda i: form(block(a, i, count, axis)), count, a, a.ndim - 1)
 
 
-def _project_then_add(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
-    """Some images at a time, whose padding is left to the parts, fewer than the input; large images in bands."""
-    cells = g.window.taps * kernel.shape[-1]
+def _project_then_add(x: jax.Array, kernel: jax.Array, g: ConvGeometry, back: bool = False) -> jax.Array:
+    """Some images at a time, whose padding is left to the parts; large ones without zeros between cells in bands."""
+
+    def form(x: jax.Array, g: ConvGeometry = g) -> jax.Array:
+        return _taps.project_then_add(x, kernel, g, back)
+
+    cells = g.window.taps * kernel.shape[-2 if back else -1]
     if x.size > 2 * _choice.MOST_OUTPUTS:
         # The product reads a copy of the input, its channels first, which would not stay in the cache.
         cells = max(cells, x.shape[-1])
-    image = cells * math.prod(g.window.output_shape)
-    if image > _choice.MOST_OUTPUTS * 2:
-        return _in_blocks(lambda x, g: _taps.project_then_add(x, kernel, g), x, g, cells)
-    return map_images(lambda x: _taps.project_then_add(x, kernel, g), x, image, times=2)
+    image = cells * math.prod(g.window.input_shape)
+    if image > _choice.MOST_OUTPUTS * 2 and set(g.window.input_dilation) <= {1}:
+        return _in_blocks(form, x, g, cells)
+    return map_images(form, x, image, times=2)
 
 
 def _image_by_image(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:

@@ -11,7 +11,7 @@ from .._geometry import ConvGeometry, Window, dilated_size, read_padding
 from ._blocks import block, cut, largest_divisor, put_together, sum_blocks
 from ._memory import written
 from ._product import over_positions
-from ._windows import first_axis, pad_axes, side_by_side, tap_views
+from ._windows import first_axis, side_by_side, tap_views
 
 # Rows of taps in one program; more of them in a loop.
 ROWS_AT_ONCE = 4
@@ -21,12 +21,19 @@ FEWEST_CELLS = 256
 MOST_SUMS = 4
 
 
-def project_then_add(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
-    """The input times all weights at once, then each tap's part shifted to its place: for few output channels."""
+def project_then_add(x: jax.Array, kernel: jax.Array, g: ConvGeometry, back: bool = False) -> jax.Array:
+    """The input times all weights at once, then each tap's part put in its place: for few outputs, or few cells.
+
+    Taken back, of delta, the sum is over the kernel's features and taps count from the last; no copy of it has to be.
+    """
     w, (channels, features) = g.window, kernel.shape[-2:]
-    weights = kernel.reshape(-1, channels, features)
-    parts = jnp.einsum("...c,tco->t...o", x, weights, precision=g.precision)
-    parts = parts.reshape(*w.window_shape, *x.shape[:-1], features)
+    if back:
+        weights = kernel.reshape(-1, features).T
+    else:
+        weights = kernel.reshape(-1, channels, features).swapaxes(0, 1).reshape(channels, -1)
+    parts = jnp.matmul(x, weights, precision=g.precision).reshape(*x.shape[:-1], w.taps, -1)
+    parts = jnp.moveaxis(parts, -2, 0)
+    parts = (parts[::-1] if back else parts).reshape(*w.window_shape, *x.shape[:-1], -1)
     # Axis by axis: the sum of the window's sizes where all taps at once would be their product, slow to compile.
     for i in range(w.rank):
         parts = written(functools.reduce(jnp.add, (_shifted(part, w, i, tap) for tap, part in enumerate(parts))))
@@ -36,7 +43,9 @@ def project_then_add(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Ar
 def _shifted(part: jax.Array, w: Window, i: int, tap: int) -> jax.Array:
     """What one tap along spatial axis i reads, of its own part."""
     axis, start, stride = part.ndim - 1 - w.rank + i, tap * w.dilation[i], w.strides[i]
-    padded = pad_axes(part, [axis], [read_padding(w)[i]], 0)
+    config = [(0, 0, 0)] * part.ndim
+    config[axis] = (*read_padding(w)[i], w.input_dilation[i] - 1)
+    padded = lax.pad(part, jnp.zeros((), part.dtype), config)
     return lax.slice_in_dim(padded, start, start + dilated_size(w.output_shape[i], stride), stride, axis)
 
 
