@@ -46,8 +46,8 @@ LARGE_EXAMPLE = 1 << 13  # numbers of an input, whose kernel gradient under vmap
 MOST_OUTPUTS = 1 << 21  # numbers: 8 MiB of float32 that stay in the cache, and may be copied
 
 
-def forward_form(g: ConvGeometry, batch: int, channels: int, features: int) -> Choice:
-    """The form of a forward sum with `channels` inputs and `features` outputs."""
+def forward_form(g: ConvGeometry, batch: int, channels: int, features: int, back: bool = False) -> Choice:
+    """The form of a forward sum with `channels` inputs and `features` outputs; `back`: of delta, as a gradient."""
     w, groups = g.window, g.feature_group_count
     c = channels // groups
     if not is_static((batch, *w.input_shape, *w.output_shape)):
@@ -87,10 +87,12 @@ def forward_form(g: ConvGeometry, batch: int, channels: int, features: int) -> C
         return "project then add", "few outputs: one matrix product, then shifted sums"
     if _suits_inside(g, batch, channels, features):
         return "inside", "much padding, or few positions for the weights: every tap by itself, without the zeros"
-    if groups == 1 and w.rank > 2 and w.window_shape[0] <= MAX_TAPS:
-        return "fold", "no fast convolution beyond two dimensions: the first axis becomes channels and images"
     if tiles := forward_tiles(g, batch, channels, features):
         return tiles
+    if back and _suits_few_cells(g, batch, channels, features):
+        return "project then add", "few cells for the weights, which are read as they are: each cell times all of them"
+    if groups == 1 and w.rank > 2 and w.window_shape[0] <= MAX_TAPS:
+        return "fold", "no fast convolution beyond two dimensions: the first axis becomes channels and images"
     if w.taps > (inputs := math.prod(w.input_shape)):
         if groups > 1 or (batch <= FEW_IMAGES and w.taps <= MOST_PADDED * inputs):
             return "padded", "the compiler exchanges a window and a smaller input, and loses its fast convolution"
@@ -102,7 +104,7 @@ def forward_form(g: ConvGeometry, batch: int, channels: int, features: int) -> C
 
 def input_grad_form(g: ConvGeometry, batch: int, channels: int, features: int) -> Choice:
     """The form of the input's gradient: of the forward sum that takes delta back."""
-    choice = forward_form(g._replace(window=transposed(as_blocks(g.window))), batch, features, channels)
+    choice = forward_form(g._replace(window=transposed(as_blocks(g.window))), batch, features, channels, back=True)
     narrow = choice[0] == "side by side" and forward_form(g, batch, channels, features)[0] == "side by side"
     if narrow and kernel_grad_form(g, batch, channels, features)[0] == "textbook":
         return "textbook", "narrow images: one thread, beside the kernel's gradient on another"
@@ -220,12 +222,24 @@ def _suits_sub_pixel(g: ConvGeometry, batch: int, channels: int, features: int) 
 
 def _suits_parts_in_place(g: ConvGeometry, batch: int, channels: int, features: int) -> bool:
     """Whether an image's parts fit the cache, and there are channels enough to sum over where more outputs would do."""
-    w, positions = g.window, math.prod(g.window.input_shape)
-    if g.feature_group_count > 1 or w.taps * features * positions > MOST_OUTPUTS:
+    cells = batch * math.prod(g.window.input_shape)
+    if g.feature_group_count > 1 or not _has_few_parts(g.window, features):
         return False
-    if batch * positions <= FEW_FEATURES * channels or not _suits_sub_pixel(g, batch, channels, features):
+    if cells <= FEW_FEATURES * channels or not _suits_sub_pixel(g, batch, channels, features):
         return True
-    return channels >= 2 * FEW_FEATURES and not _divides(w)
+    return channels >= 2 * FEW_FEATURES and not _divides(g.window)
+
+
+def _suits_few_cells(g: ConvGeometry, batch: int, channels: int, features: int) -> bool:
+    """Whether a rotated copy of the weights would be larger than the parts of the few cells."""
+    cells = batch * math.prod(g.window.input_shape)
+    alone = g.feature_group_count == 1 < g.window.taps and set(g.window.strides) == {1}
+    return alone and FEW_FEATURES <= channels >= cells / 4 and _has_few_parts(g.window, features)
+
+
+def _has_few_parts(w: Window, features: int) -> bool:
+    """Whether the parts of an image's outputs, one for each tap of each cell, fit the cache."""
+    return w.taps * features * math.prod(w.input_shape) <= MOST_OUTPUTS
 
 
 def _divides(w: Window) -> bool:

@@ -35,7 +35,7 @@ def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry, back: bool = False
     """Evaluate the forward sum in the chosen form; taken back, of delta, with the kernel rotated and exchanged."""
     w, groups = g.window, g.feature_group_count
     features = groups * kernel.shape[-2] if back else kernel.shape[-1]
-    name, _ = forward_form(g, x.shape[0], x.shape[-1], features)
+    name, _ = forward_form(g, x.shape[0], x.shape[-1], features, back)
     if name == "product" and w.taps == 1 and back and set(w.strides) <= {1}:
         name = "transposed product"
 
