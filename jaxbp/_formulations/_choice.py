@@ -6,7 +6,7 @@ convolutions, which their libraries run well. Each function returns the form's n
 
 import math
 
-from .._geometry import ConvGeometry, Window, is_static, transposed
+from .._geometry import ConvGeometry, Window, is_static, read_padding, transposed
 from . import _inside, _neighbours, _side_by_side, _subpixel
 from ._blocks import CELLS
 from ._windows import Choice
@@ -43,6 +43,7 @@ MANY_POSITIONS = 1 << 12
 MANY_DELTAS = 1 << 19  # numbers of a whole batch
 NARROW = 32  # outputs along the last axis
 LARGE_EXAMPLE = 1 << 13  # numbers of an input, whose kernel gradient under vmap is faster by itself
+MOST_GATHERED = 1 << 23  # numbers
 MOST_OUTPUTS = 1 << 21  # numbers: 8 MiB of float32 that stay in the cache, and may be copied
 
 
@@ -79,11 +80,7 @@ def forward_form(g: ConvGeometry, batch: int, channels: int, features: int, back
         return "taps", "few channels, narrow images: views of all taps side by side, for two threads"
     if groups > 1 and w.rank <= 2:
         return "group by group", "grouped convolutions run as if dense"
-    parts = w.taps * features * math.prod(w.output_shape)
-    weights = c * features
-    cheap = 2 * FEW_PRODUCTS if w.rank > 2 or parts <= MOST_PARTS else FEW_PRODUCTS
-    few = features <= 4 and weights <= cheap
-    if groups == 1 and few and w.taps <= DENSE_MULTIPLY_ADD_TERMS and set(w.strides) <= {1}:
+    if groups == 1 and set(w.strides) <= {1} and _suits_few_parts(g, batch, channels, features):
         return "project then add", "few outputs: one matrix product, then shifted sums"
     if _suits_inside(g, batch, channels, features):
         return "inside", "much padding, or few positions for the weights: every tap by itself, without the zeros"
@@ -228,6 +225,24 @@ def _suits_parts_in_place(g: ConvGeometry, batch: int, channels: int, features: 
     if cells <= FEW_FEATURES * channels or not _suits_sub_pixel(g, batch, channels, features):
         return True
     return channels >= 2 * FEW_FEATURES and not _divides(g.window)
+
+
+def _suits_few_parts(g: ConvGeometry, batch: int, channels: int, features: int) -> bool:
+    """Whether outputs are few, or their parts, one for each tap of each cell, fewer than what windows would gather.
+
+    Without padding the compiler leaves its fast convolution where it would gather too much for less than 16 outputs.
+    """
+    w, cells, outputs = g.window, math.prod(g.window.input_shape), math.prod(g.window.output_shape)
+    parts, gathered = w.taps * features * cells, w.taps * channels * outputs
+    cheap = 2 * FEW_PRODUCTS if w.rank > 2 or w.taps * features * outputs <= MOST_PARTS else FEW_PRODUCTS
+    if features <= 4 and channels * features <= cheap and w.taps <= DENSE_MULTIPLY_ADD_TERMS:
+        return True
+    if w.taps == 1 or sum(w.window_shape) > MAX_TAPS or forward_tiles(g, batch, channels, features):
+        return False
+    unpadded = max(end for pair in read_padding(w) for end in pair) <= 0
+    if unpadded and features < FEW_FEATURES and batch * gathered >= MOST_GATHERED:
+        return True
+    return 2 * parts <= 3 * channels * outputs and max(parts, channels * cells) <= 2 * MOST_OUTPUTS
 
 
 def _suits_few_cells(g: ConvGeometry, batch: int, channels: int, features: int) -> bool:
