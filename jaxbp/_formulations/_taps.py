@@ -28,25 +28,26 @@ def project_then_add(x: jax.Array, kernel: jax.Array, g: ConvGeometry, back: boo
     """
     w, (channels, features) = g.window, kernel.shape[-2:]
     if back:
-        weights = kernel.reshape(-1, features).T
+        outputs, weights = channels, kernel.reshape(-1, features).T
     else:
-        weights = kernel.reshape(-1, channels, features).swapaxes(0, 1).reshape(channels, -1)
-    parts = jnp.matmul(x, weights, precision=g.precision).reshape(*x.shape[:-1], w.taps, -1)
+        outputs, weights = features, kernel.reshape(-1, channels, features).swapaxes(0, 1).reshape(channels, -1)
+    parts = jnp.matmul(x, weights, precision=g.precision).reshape(*x.shape[:-1], w.taps, outputs)
     parts = jnp.moveaxis(parts, -2, 0)
-    parts = (parts[::-1] if back else parts).reshape(*w.window_shape, *x.shape[:-1], -1)
+    parts = parts[::-1] if back else parts
     # Axis by axis: the sum of the window's sizes where all taps at once would be their product, slow to compile.
     for i in range(w.rank):
+        behind = math.prod(x.shape[i + 2 : -1]) * outputs
+        parts = parts.reshape(w.window_shape[i], -1, x.shape[i + 1], behind)
         parts = written(functools.reduce(jnp.add, (_shifted(part, w, i, tap) for tap, part in enumerate(parts))))
-    return parts
+    return parts.reshape(x.shape[0], *w.output_shape, outputs)
 
 
 def _shifted(part: jax.Array, w: Window, i: int, tap: int) -> jax.Array:
-    """What one tap along spatial axis i reads, of its own part."""
-    axis, start, stride = part.ndim - 1 - w.rank + i, tap * w.dilation[i], w.strides[i]
-    config = [(0, 0, 0)] * part.ndim
-    config[axis] = (*read_padding(w)[i], w.input_dilation[i] - 1)
+    """What one tap along spatial axis i, the middle one, reads of its own part."""
+    start, reach = tap * w.dilation[i], dilated_size(w.output_shape[i], w.strides[i])
+    config = [(0, 0, 0), (*read_padding(w)[i], w.input_dilation[i] - 1), (0, 0, 0)]
     padded = lax.pad(part, jnp.zeros((), part.dtype), config)
-    return lax.slice_in_dim(padded, start, start + dilated_size(w.output_shape[i], stride), stride, axis)
+    return lax.slice_in_dim(padded, start, start + reach, w.strides[i], 1)
 
 
 def taps_forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
