@@ -38,6 +38,8 @@ from jaxbp._formulations import (
     _gpu,
     _gpu_choice,
     _inside,
+    _kernel_grad_choice,
+    _limits,
     _multiply_add,
     _neighbours,
     _phases,
@@ -312,7 +314,8 @@ def test_blocks_of_every_size(form, cells, case):
     assume(fits(case))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_blocks, "CELLS", cells)
-        patch.setattr(_choice, "MOST_OUTPUTS", cells)
+        for module in (_choice, _kernel_grad_choice, _limits):
+            patch.setattr(module, "MOST_OUTPUTS", cells)
         check(form, case)
 
 
@@ -342,15 +345,9 @@ def test_textbook_where_the_compiler_would_read_outside(form, name):
 def test_every_form_is_tested():
     """The public functions of all modules that hold forms."""
     helpers = {
-        "_choice": {
-            "forward_form",
-            "input_grad_form",
-            "kernel_grad_form",
-            "apart",
-            "as_blocks",
-            "steps_over_zeros",
-            "times_at_once",
-        },
+        "_choice": {"forward_form", "input_grad_form", "steps_over_zeros", "times_at_once"},
+        "_kernel_grad_choice": {"kernel_grad_form"},
+        "_limits": {"apart", "as_blocks", "is_short_sum", "suits_inside", "suits_multiply_add"},
         "_winograd_choice": {"forward_tiles", "kernel_grad_tiles", "features_in_part"},
         "_gpu_choice": {"forward_form", "input_grad_form", "kernel_grad_form"},
         "_textbook": {"rot180", "exchange_channels", "taken_back"},
@@ -403,6 +400,8 @@ def functions_of(module):
 def names_of(choice, module=_choice):
     """The names that a choice returns, by itself or by the functions that choose for it."""
     functions = functions_of(module) | functions_of(_winograd_choice)
+    if module is _choice:
+        functions |= functions_of(_kernel_grad_choice)
     names, ahead, seen = set(), [choice], set()
     while ahead:
         function = functions[ahead.pop()]
@@ -425,7 +424,7 @@ def test_every_name_that_is_chosen_is_evaluated(choices, evaluations, choice, ev
 def test_large_weights_are_cut_into_few_parts(features):
     """Features that do not divide are not taken one by one, in as many passes over the input."""
     g = ConvGeometry(conv_window("test", (2, 28, 28, 512), (3, 3, 512, features), 1, "SAME", 1, 1, 1), 1)
-    for choice in (_choice.forward_form, _choice.input_grad_form, _choice.kernel_grad_form):
+    for choice in (_choice.forward_form, _choice.input_grad_form, _kernel_grad_choice.kernel_grad_form):
         name, _ = choice(g, 2, 512, features)
         inputs, outputs = (features, 512) if choice is _choice.input_grad_form else (512, features)
         if name == "winograd in parts":
@@ -454,16 +453,21 @@ def draw_names(seen, data):
     sizes = data.draw(st.sampled_from([case.x[0], 64, 1 << 12])), case.x[-1], case.kernel[-1]
     with pytest.MonkeyPatch.context() as patch:
         # What is too large for the cache is too large for a test.
-        patch.setattr(_choice, "MOST_OUTPUTS", data.draw(st.sampled_from([_choice.MOST_OUTPUTS, 64])))
-        patch.setattr(_choice, "NARROW_ON_ONE_THREAD", True)
+        most_outputs = data.draw(st.sampled_from([_choice.MOST_OUTPUTS, 64]))
+        for module in (_choice, _kernel_grad_choice):
+            patch.setattr(module, "MOST_OUTPUTS", most_outputs)
+            patch.setattr(module, "NARROW_ON_ONE_THREAD", True)
         patch.setattr(_winograd_choice, "FEWEST_WEIGHTS", 32 * 32)
         patch.setattr(_choice, "MOST_PADDED", data.draw(st.sampled_from([_choice.MOST_PADDED, 0])))
         patch.setattr(
             _winograd_choice, "MOST_WEIGHTS", data.draw(st.sampled_from([_winograd_choice.MOST_WEIGHTS, 1 << 11]))
         )
-        patch.setattr(_choice, "MORE_COLUMNS", data.draw(st.sampled_from([_choice.MORE_COLUMNS, 8])))
-        for choice in ("forward_form", "input_grad_form", "kernel_grad_form"):
-            seen[_choice, choice.replace("input_grad", "forward")].add(getattr(_choice, choice)(g, *sizes)[0])
+        patch.setattr(
+            _kernel_grad_choice, "MORE_COLUMNS", data.draw(st.sampled_from([_kernel_grad_choice.MORE_COLUMNS, 8]))
+        )
+        for choice in (_choice.forward_form, _choice.input_grad_form):
+            seen[_choice, "forward_form"].add(choice(g, *sizes)[0])
+        seen[_choice, "kernel_grad_form"].add(_kernel_grad_choice.kernel_grad_form(g, *sizes)[0])
 
 
 @settings(max_examples=1500, derandomize=True)

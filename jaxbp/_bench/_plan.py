@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from .._formulations import _choice, _gpu_choice, _upsample, _windows
+from .._formulations import _choice, _gpu_choice, _kernel_grad_choice, _upsample, _windows
 from .._geometry import ConvGeometry, Window, conv_window, dilated_size, make_window, transposed_padding
 from ._suite import Case
 
@@ -32,7 +32,7 @@ def plan(case: Case, dtype: str) -> list[Step]:
         Step("forward", "GPU", *_gpu_choice.forward_form(g, *sizes)),
         Step("input gradient", "CPU", *_choice.input_grad_form(g, *sizes)),
         Step("input gradient", "GPU", *_gpu_choice.input_grad_form(g, *sizes)),
-        Step("kernel gradient", "CPU", *_choice.kernel_grad_form(g, *sizes)),
+        Step("kernel gradient", "CPU", *_kernel_grad_choice.kernel_grad_form(g, *sizes)),
         Step("kernel gradient", "GPU", *_gpu_choice.kernel_grad_form(g, *sizes, itemsize)),
     ]
 

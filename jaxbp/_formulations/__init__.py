@@ -15,7 +15,7 @@ from jax import lax
 from .._arguments import sum_dtype, wider
 from .._batching import is_mapped_here
 from .._geometry import ConvGeometry, Window
-from . import _choice, _evaluation, _gpu, _gpu_choice, _textbook, _upsample, _windows
+from . import _choice, _evaluation, _gpu, _gpu_choice, _kernel_grad_choice, _textbook, _upsample, _windows
 from ._textbook import rot180 as rot180
 from ._windows import Form
 
@@ -59,7 +59,7 @@ def _kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry, mapped: bool) 
         return jnp.zeros(shape, x.dtype)
     wide = wider(x.dtype, delta.dtype)
     sizes = x.shape[0], x.shape[-1], delta.shape[-1]
-    on_cpu = "one by one" if mapped else _choice.kernel_grad_form(g, *sizes)[0]
+    on_cpu = "one by one" if mapped else _kernel_grad_choice.kernel_grad_form(g, *sizes)[0]
     names = Names(on_cpu, _gpu_choice.kernel_grad_form(g, *sizes, wide.itemsize)[0])
     forms = _textbook_kernel_grad, partial(_evaluation.kernel_grad, mapped=mapped), _gpu.kernel_grad
     return _evaluate(names, *forms, x.astype(wide), delta.astype(wide), g).astype(x.dtype)

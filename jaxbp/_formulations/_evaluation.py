@@ -14,6 +14,7 @@ from . import (
     _choice,
     _exchanged,
     _inside,
+    _limits,
     _multiply_add,
     _neighbours,
     _phases,
@@ -26,7 +27,9 @@ from . import (
     _winograd_choice,
 )
 from ._blocks import block, cut, largest_divisor, map_blocks, map_images, put_together, sum_blocks
-from ._choice import as_blocks, forward_form, kernel_grad_form
+from ._choice import forward_form
+from ._kernel_grad_choice import kernel_grad_form
+from ._limits import as_blocks
 from ._memory import written
 from ._windows import pad_axes, side_by_side
 
@@ -103,7 +106,7 @@ def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry, mapped: bool = 
     def again(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
         return kernel_grad(x, delta, g, mapped)
 
-    def alone(form: Callable[..., jax.Array], smallest: int = _choice.LARGE_EXAMPLE) -> Callable[..., jax.Array]:
+    def alone(form: Callable[..., jax.Array], smallest: int = _limits.LARGE_EXAMPLE) -> Callable[..., jax.Array]:
         if mapped and x.size >= smallest:
             return lambda x, delta, g: one_by_one(partial(form, g=g), x, delta)
         return form
@@ -113,7 +116,7 @@ def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry, mapped: bool = 
         return _textbook.taken_back(exchanged, groups)
 
     name, _ = kernel_grad_form(g, x.shape[0], x.shape[-1], delta.shape[-1])
-    has_views = w.rank == groups == 1 and w.input_dilation == (1,) and w.taps <= _choice.MAX_TAPS
+    has_views = w.rank == groups == 1 and w.input_dilation == (1,) and w.taps <= _limits.MAX_TAPS
     if mapped and name == "textbook" and has_views:
         return _taps.taps_kernel_grad(x, delta, g)
     match name:
@@ -148,7 +151,7 @@ def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry, mapped: bool = 
             return _neighbours.kernel_grad(x, delta, g, alone(_taps.rows_kernel_grad))
         case "fold":
             # The compiler's own sum over all positions would be less exact than what it does in more dimensions.
-            flat = alone(_taps.taps_kernel_grad) if w.rank == 3 and w.taps * c <= 2 * _choice.FEW_COLUMNS else again
+            flat = alone(_taps.taps_kernel_grad) if w.rank == 3 and w.taps * c <= 2 * _limits.FEW_COLUMNS else again
             blocks = cut(g, x.shape[0], _folded_cells(w, c))
             if blocks.count == 1:
                 return _axes.fold_kernel_grad(x, delta, g, flat, _views)
@@ -201,11 +204,11 @@ def _project_then_add(x: jax.Array, kernel: jax.Array, g: ConvGeometry, back: bo
         return _taps.project_then_add(x, kernel, g, back)
 
     cells = g.window.taps * kernel.shape[-2 if back else -1]
-    if x.size > 2 * _choice.MOST_OUTPUTS:
+    if x.size > 2 * _limits.MOST_OUTPUTS:
         # The product reads a copy of the input, its channels first, which would not stay in the cache.
         cells = max(cells, x.shape[-1])
     image = cells * math.prod(g.window.input_shape)
-    if image > _choice.MOST_OUTPUTS * 2 and set(g.window.input_dilation) <= {1}:
+    if image > _limits.MOST_OUTPUTS * 2 and set(g.window.input_dilation) <= {1}:
         return _in_blocks(form, x, g, cells)
     return map_images(form, x, image, times=2)
 

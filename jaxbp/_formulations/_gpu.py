@@ -8,8 +8,8 @@ import jax
 from .._arguments import sum_dtype
 from .._geometry import ConvGeometry, transposed
 from . import _axes, _multiply_add, _neighbours, _phases, _product, _subpixel, _textbook
-from ._choice import as_blocks
 from ._gpu_choice import forward_form, kernel_grad_form
+from ._limits import as_blocks
 from ._windows import view_by_view
 
 

@@ -8,7 +8,8 @@ import math
 
 from .._geometry import ConvGeometry, Window, is_static, transposed
 from . import _neighbours
-from ._choice import apart, as_blocks, steps_over_zeros
+from ._choice import steps_over_zeros
+from ._limits import apart, as_blocks
 from ._windows import Choice
 
 # Where the measurements change sides.

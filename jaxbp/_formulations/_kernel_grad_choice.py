@@ -1,0 +1,213 @@
+"""Which form evaluates a kernel's gradient on a CPU, and why: as `_choice` has it for the other sums."""
+
+import math
+
+from .._geometry import ConvGeometry, Window, is_static, transposed
+from . import _neighbours
+from ._limits import (
+    FEW_COLUMNS,
+    FEW_FEATURES,
+    FEW_IMAGES,
+    FEW_POSITIONS,
+    FEW_PRODUCTS,
+    FEW_VIEWS,
+    MANY_POSITIONS,
+    MAX_ROWS,
+    MAX_TAPS,
+    MORE_VIEWS,
+    MOST_OUTPUTS,
+    SOME_FEATURES,
+    apart,
+    as_blocks,
+    is_short_sum,
+    suits_inside,
+    suits_multiply_add,
+)
+from ._windows import Choice
+from ._winograd_choice import NARROW_ON_ONE_THREAD, kernel_grad_tiles
+
+# Where the measurements change sides.
+SMALL_WINDOW = 7  # taps
+MORE_COLUMNS = 300  # taps times channels of a small window, side by side in one product
+MANY_FEATURES = 96
+MANY_DELTAS = 1 << 19  # numbers of a whole batch
+NARROW = 32  # outputs along the last axis
+
+
+def kernel_grad_form(g: ConvGeometry, batch: int, channels: int, features: int) -> Choice:
+    """The form of the kernel's gradient."""
+    w, groups = g.window, g.feature_group_count
+    c, o = channels // groups, features // groups
+    if not is_static((batch, *w.input_shape, *w.output_shape)):
+        return "textbook", "sizes are symbolic"
+    if any(d > 1 for d in w.input_dilation):
+        if all(s == 1 for s in w.strides):
+            return "mirrored", "the same sum with input and delta exchanged has strides in place of zeros"
+        return "textbook", "strides and input dilation together"
+    if c > 1 and is_short_sum(g, c, o, FEW_PRODUCTS // 4):
+        return "textbook", "few weights of one tap: a loop, where a product is mostly overhead"
+    if groups == 1 and apart(as_blocks(w)):
+        return "product", "windows do not overlap: one matrix product"
+    if groups == 1 and apart(as_blocks(transposed(w))):
+        return "mirrored", "the same sum with input and delta exchanged: windows do not overlap"
+    if suits_inside(g, batch, channels, features):
+        return "inside", "much padding, or few positions for the weights: every tap by itself, without the zeros"
+    if groups == 1 and w.rank > 2 and w.window_shape[0] <= MAX_TAPS:
+        return "fold", "no fast convolution beyond two dimensions: the first axis becomes channels and images"
+    if w.rank == 0:
+        return "textbook", "no window"
+    if groups > 1 and c == 1 and o <= 4 and suits_multiply_add(w, c):
+        return "multiply-add", "depthwise: products summed over the batch, one reduction for all taps"
+    if groups > 1 and w.taps <= MAX_TAPS:
+        return "grouped taps", "grouped convolutions run as if dense"
+    if groups > 1:
+        return "textbook", "a large window"
+    if tiles := kernel_grad_tiles(g, batch, c, o):
+        return tiles
+    if _suits_no_views(g, batch, c):
+        return "textbook", "few images, and a delta smaller than the input: the compiler's own sum is fast"
+    if w.rank == 2 and _suits_mirrored_views(g, batch, c, o):
+        if batch * math.prod(w.output_shape) < FEW_POSITIONS:
+            return "mirrored", "few outputs: the same sum with input and delta exchanged has few inputs"
+        if w.taps <= FEW_VIEWS and w.taps * o <= MORE_COLUMNS:
+            return "mirrored taps", "few outputs: views of all taps of delta, times the input"
+        return "mirrored rows", "few outputs: views of one row of taps of delta, times the input"
+    if w.rank in (1, 2) and _suits_neighbours_kernel_grad(g, batch, c, o):
+        if w.rank == 1 or (_deltas(w, batch, o) >= 2 * MOST_OUTPUTS and o > FEW_FEATURES):
+            return "neighbours taps", "few channels: windows of neighbouring outputs gathered together: one product"
+        return "neighbours rows", "few channels: windows of neighbouring outputs gathered together: row by row"
+    if _suits_steps_of_one_axis(g, batch):
+        if w.taps > SMALL_WINDOW or w.taps * c <= FEW_COLUMNS:
+            return "taps", "steps along one axis, few images: views of all taps side by side: one product"
+        return "rows", "steps along one axis, few images: a product for each tap"
+    if _suits_views_of_large_deltas(g, batch, c, o):
+        return _views_of_large_delta(w, c, o)
+    if w.rank == 2 and _suits_taps(g, batch, c, o):
+        return "taps", "few channels: views of all taps side by side, block by block: one product"
+    if w.rank == 2 and w.taps <= MAX_TAPS and _suits_rows(g, batch, c, o):
+        if _shares_few_rows(w, c, o):
+            return "taps", "strides: rows of taps share few views; all taps side by side, block by block"
+        return "rows", "views of one row of taps side by side, block by block: a product for each row"
+    if math.prod(w.output_shape) > math.prod(w.input_shape):
+        return "padded", "the compiler exchanges a delta and a smaller input, and loses its fast convolution"
+    return "textbook", "a dense convolution is what the compiler does best"
+
+
+def _suits_views(batch: int, channels: int, fewest: int) -> bool:
+    """Whether the compiler's own kernel gradient is slow: on one thread, of few images, or with so many channels."""
+    return NARROW_ON_ONE_THREAD or batch <= FEW_IMAGES or channels >= fewest
+
+
+def _suits_no_views(g: ConvGeometry, batch: int, channels: int) -> bool:
+    """Whether the compiler does not exchange delta and the input, of few images that are large, and few channels."""
+    w = g.window
+    if w.rank != 2 or {*w.strides, *w.dilation} != {1} or batch > FEW_IMAGES or channels > FEW_FEATURES:
+        return False
+    positions = math.prod(w.output_shape)
+    return positions < math.prod(w.input_shape) and batch * positions >= MANY_POSITIONS
+
+
+def _suits_mirrored_views(g: ConvGeometry, batch: int, channels: int, features: int) -> bool:
+    """Whether views of delta are far fewer columns than views of the input."""
+    w = g.window
+    if set(w.strides) != {1} or channels < 2 * features or sum(w.window_shape) > MAX_TAPS:
+        return False
+    return _suits_views(batch, channels, max(2 * FEW_FEATURES, 4 * features))
+
+
+def _suits_neighbours_kernel_grad(g: ConvGeometry, batch: int, channels: int, features: int) -> bool:
+    """Whether channels are few: with few features of few images, or many outputs and the compiler's single thread.
+
+    Steps along the rows multiply the rows that are written, and the time that their views take to compile.
+    """
+    w, columns = g.window, g.window.taps * channels
+    rows, step = max(w.window_shape[:-1], default=1), max(w.strides[:-1], default=1)
+    deltas, inputs = _deltas(w, batch, features), batch * math.prod(w.input_shape) * channels
+    if channels > 8 or rows * step > MAX_ROWS or inputs * step >= MOST_OUTPUTS:
+        return False
+    if batch <= FEW_IMAGES:
+        if features > FEW_FEATURES or columns < FEW_IMAGES * batch or deltas >= 2 * MOST_OUTPUTS:
+            return False
+        if w.rank == 1 and w.strides == (1,):
+            return 2 * features <= FEW_FEATURES and _neighbours.together(w, features) == _neighbours.MOST_TOGETHER
+        return w.rank == 1 or w.taps > SMALL_WINDOW
+    if not NARROW_ON_ONE_THREAD or w.rank != 2 or not SMALL_WINDOW < w.taps <= 9 or columns > FEW_COLUMNS:
+        return False
+    if features < FEW_FEATURES or channels == 8:
+        return False
+    shared = channels > 1 if w.strides[-1] > 1 else _neighbours.together(w, features) % 2 == 0
+    narrow = w.output_shape[-1] <= NARROW or (features >= 4 * FEW_FEATURES and deltas < 2 * MOST_OUTPUTS)
+    return shared and narrow and deltas > MANY_DELTAS
+
+
+def _suits_steps_of_one_axis(g: ConvGeometry, batch: int) -> bool:
+    """Whether the compiler's own kernel gradient, of few images that are its channels, is slow as delta has gaps."""
+    w = g.window
+    return w.rank == 1 and w.strides != (1,) and batch <= FEW_IMAGES and w.taps <= FEW_VIEWS
+
+
+def _suits_views_of_large_deltas(g: ConvGeometry, batch: int, channels: int, features: int) -> bool:
+    """Whether delta, of which the compiler reads all for each tap, does not stay in the cache; or has many features."""
+    w, deltas = g.window, _deltas(g.window, batch, features)
+    if w.rank > 2 or w.taps > MAX_TAPS:
+        return False
+    if channels >= FEW_FEATURES:
+        fewest = FEW_FEATURES if NARROW_ON_ONE_THREAD else 2 * FEW_FEATURES
+        return w.rank == 2 and features >= 2 * FEW_FEATURES and deltas * features >= MOST_OUTPUTS * fewest
+    fewest = 2 * FEW_FEATURES if NARROW_ON_ONE_THREAD else 4 * FEW_FEATURES
+    if w.rank == 1 and (w.taps * channels > FEW_COLUMNS or w.taps > MORE_VIEWS):
+        return False
+    return features >= fewest and deltas >= MOST_OUTPUTS
+
+
+def _views_of_large_delta(w: Window, channels: int, features: int) -> Choice:
+    """Which views: the fewest numbers to gather, but no product of a few rows by many columns."""
+    if channels < FEW_FEATURES and w.rank == 2:
+        if channels <= 4 and SOME_FEATURES <= features < MANY_FEATURES and _neighbours.together(w, features) > 1:
+            return "neighbours taps", "delta is large: windows of neighbouring outputs together, block by block"
+        at_once = features >= MANY_FEATURES and w.window_shape[-1] * channels < FEW_FEATURES
+    else:
+        at_once = True
+    few_columns = w.taps * channels <= MORE_COLUMNS or _shares_few_rows(w, channels, features)
+    if at_once and w.taps <= MORE_VIEWS and few_columns:
+        return "taps", "delta is large: views of all taps side by side, block by block"
+    return "rows", "delta is large: views of one row of taps side by side, block by block"
+
+
+def _shares_few_rows(w: Window, channels: int, features: int) -> bool:
+    """Whether rows of a small window read different rows of the input, as strides skip those between."""
+    return w.taps <= 9 and w.strides[0] > 1 and features > channels >= FEW_FEATURES
+
+
+def _deltas(w: Window, batch: int, features: int) -> int:
+    """How many numbers a delta has."""
+    return batch * math.prod(w.output_shape) * features
+
+
+def _suits_taps(g: ConvGeometry, batch: int, channels: int, features: int) -> bool:
+    """Whether views of all taps are few columns for their product, which enough outputs share."""
+    w, positions = g.window, batch * math.prod(g.window.output_shape)
+    columns = w.taps * channels
+    fewest = FEW_FEATURES if channels > 1 else 4 * FEW_FEATURES
+    if features < fewest or not _suits_views(batch, features, MANY_FEATURES):
+        return False
+    if w.taps <= SMALL_WINDOW and columns <= MORE_COLUMNS:
+        return positions >= FEW_POSITIONS
+    narrow = w.output_shape[-1] <= NARROW and features >= 2 * FEW_FEATURES
+    worth = channels == 8 and (narrow or features >= 4 * FEW_FEATURES)
+    return worth and columns <= FEW_COLUMNS and positions >= MANY_POSITIONS and batch > FEW_IMAGES
+
+
+def _suits_rows(g: ConvGeometry, batch: int, channels: int, features: int) -> bool:
+    """Whether views of a row of taps cost less than what the compiler loses by few outputs, strides, or in general."""
+    w, positions = g.window, batch * math.prod(g.window.output_shape)
+    columns, fewest = w.taps * channels, min(channels, features)
+    if not _suits_views(batch, features, 16 * FEW_FEATURES):
+        return False
+    if batch <= FEW_IMAGES and features <= FEW_FEATURES:
+        return channels > 1 and columns >= 4 * features
+    if fewest < FEW_FEATURES or not 3 * features <= columns <= 50 * features:
+        return False
+    if set(w.strides) != {1} or fewest >= MANY_FEATURES:
+        return True
+    return positions >= 2 * FEW_POSITIONS and (fewest >= 3 * FEW_FEATURES or features < 2 * FEW_FEATURES)

@@ -1,0 +1,61 @@
+"""Where the measurements change sides for more than one choice, and what several of them ask of a window."""
+
+import math
+
+from .._geometry import ConvGeometry, Window
+from . import _inside
+
+# Where the measurements change sides.
+MAX_TAPS = 64  # that are written out one by one
+MAX_ROWS = 16  # of a window, side by side before a banded matrix
+FEW_PRODUCTS = 64  # channels times features, for which every tap's part is a product of its own
+FEW_VIEWS = 16  # taps side by side or one by one, that are worth their compile time
+MORE_VIEWS = 28  # the same for few channels
+FEW_COLUMNS = 72  # taps times channels, side by side in one product
+FEW_FEATURES = 16
+SOME_FEATURES = 64
+FEW_IMAGES = 4  # of a batch
+FEW_POSITIONS = 1 << 9  # of a whole batch
+MANY_POSITIONS = 1 << 12
+LARGE_EXAMPLE = 1 << 13  # numbers of an input, whose kernel gradient under vmap is faster by itself
+MOST_OUTPUTS = 1 << 21  # numbers: 8 MiB of float32 that stay in the cache, and may be copied
+MULTIPLY_ADD_TERMS = 40  # taps times channels of a group
+MANY_WEIGHTS = 256  # of a tap, for each position
+MOST_INSIDE = 0.6  # of what windows read, for a product for each tap
+
+
+def apart(w: Window) -> bool:
+    """Whether every cell lies in one window at most, and windows are blocks or single cells."""
+    if any(d > 1 for d in w.input_dilation):
+        return False
+    return w.taps == 1 or (w.window_shape == w.strides and set(w.dilation) <= {1})
+
+
+def as_blocks(w: Window) -> Window:
+    """The same windows with other strides, where that makes them blocks: one alone along an axis takes no step."""
+    steps = zip(w.window_shape, w.strides, w.output_shape, strict=True)
+    blocks = w._replace(strides=tuple(k if out == 1 else s for k, s, out in steps))
+    return blocks if apart(blocks) else w
+
+
+def is_short_sum(g: ConvGeometry, channels: int, features: int, most: int) -> bool:
+    """Whether a single tap, at stride 1 in one or two dimensions, has so few weights."""
+    w = g.window
+    steps = {g.feature_group_count, w.taps, *w.strides, *w.input_dilation}
+    return w.rank in (1, 2) and steps == {1} and max(channels, features) <= 8 and channels * features <= most
+
+
+def suits_multiply_add(w: Window, channels: int) -> bool:
+    """Whether the sum of a group's taps, or for one channel that of one of their rows, is short."""
+    if channels == 1:
+        return w.taps // max(w.window_shape, default=1) <= MAX_TAPS
+    return channels * w.taps <= MULTIPLY_ADD_TERMS
+
+
+def suits_inside(g: ConvGeometry, batch: int, channels: int, features: int) -> bool:
+    """Whether much of what a few taps read is padding, or they have few positions; and products are not too narrow."""
+    w = g.window
+    if {*w.input_dilation, g.feature_group_count} != {1} or not 1 < w.taps <= FEW_VIEWS:
+        return False
+    few_positions = MANY_WEIGHTS * batch * math.prod(w.output_shape) <= channels * features
+    return min(channels, features) >= FEW_FEATURES and (few_positions or _inside.share_inside(w) <= MOST_INSIDE)
