@@ -254,7 +254,7 @@ def conv_window(
         raise ValueError(
             f"{op}: {x_name} has {channels} channels (shape {x_shape}), but {kernel_name} of shape {kernel_shape} "
             f"reads {group_channels} in each of {group_name}={groups} groups; {group_channels * groups} channels "
-            f"would fit"
+            f"would fit (the last two axes are input channels / groups and output channels)"
         )
     if features % groups:
         raise ValueError(
