@@ -347,7 +347,10 @@ def test_every_form_is_tested():
     helpers = {
         "_choice": {"forward_form", "input_grad_form", "steps_over_zeros", "times_at_once"},
         "_kernel_grad_choice": {"kernel_grad_form"},
-        "_limits": {"apart", "as_blocks", "is_short_sum", "suits_inside", "suits_multiply_add"},
+        "_limits": {
+            *("apart", "as_blocks", "is_short_sum", "kernel_grad_over_zeros"),
+            *("suits_inside", "suits_multiply_add"),
+        },
         "_winograd_choice": {"forward_tiles", "kernel_grad_tiles", "features_in_part"},
         "_gpu_choice": {"forward_form", "input_grad_form", "kernel_grad_form"},
         "_textbook": {"rot180", "exchange_channels", "taken_back"},
@@ -399,7 +402,7 @@ def functions_of(module):
 
 def names_of(choice, module=_choice):
     """The names that a choice returns, by itself or by the functions that choose for it."""
-    functions = functions_of(module) | functions_of(_winograd_choice)
+    functions = functions_of(module) | functions_of(_winograd_choice) | functions_of(_limits)
     if module is _choice:
         functions |= functions_of(_kernel_grad_choice)
     names, ahead, seen = set(), [choice], set()

@@ -149,19 +149,20 @@ def _suits_few_parts(g: ConvGeometry, batch: int, channels: int, features: int) 
     cheap = 2 * FEW_PRODUCTS if w.rank > 2 or w.taps * features * outputs <= MOST_PARTS else FEW_PRODUCTS
     if features <= 4 and channels * features <= cheap and w.taps <= DENSE_MULTIPLY_ADD_TERMS:
         return True
-    if w.taps == 1 or sum(w.window_shape) > MAX_TAPS or forward_tiles(g, batch, channels, features):
+    if w.taps == 1 or sum(w.window_shape) > MAX_TAPS:
         return False
     unpadded = max(end for pair in read_padding(w) for end in pair) <= 0
     if unpadded and features < FEW_FEATURES and batch * gathered >= MOST_GATHERED:
         return True
-    return 2 * parts <= 3 * channels * outputs and max(parts, channels * cells) <= 2 * MOST_OUTPUTS
+    few = 2 * parts <= 3 * channels * outputs and max(parts, channels * cells) <= 2 * MOST_OUTPUTS
+    return few and not forward_tiles(g, batch, channels, features)
 
 
 def _suits_few_cells(g: ConvGeometry, batch: int, channels: int, features: int) -> bool:
     """Whether a rotated copy of the weights would be larger than the parts of the few cells."""
     cells = batch * math.prod(g.window.input_shape)
     alone = g.feature_group_count == 1 < g.window.taps and set(g.window.strides) == {1}
-    return alone and FEW_FEATURES <= channels >= cells / 4 and _has_few_parts(g.window, features)
+    return alone and channels >= max(FEW_FEATURES, cells / 4) and _has_few_parts(g.window, features)
 
 
 def _has_few_parts(w: Window, features: int) -> bool:

@@ -9,15 +9,14 @@ import math
 from .._geometry import ConvGeometry, Window, is_static, transposed
 from . import _neighbours
 from ._choice import steps_over_zeros
-from ._limits import apart, as_blocks
+from ._limits import MAX_TAPS, apart, as_blocks, kernel_grad_over_zeros
 from ._windows import Choice
 
 # Where the measurements change sides.
 FEW_CHANNELS = 8
 NARROW = 16  # channels
-MAX_TAPS = 64  # that are written out one by one
 SMALL_WINDOW = 9  # taps
-LARGE_WINDOW = 49
+LARGE_WINDOW = 49  # taps
 HALF = 2  # bytes of a number
 
 
@@ -55,10 +54,8 @@ def kernel_grad_form(g: ConvGeometry, batch: int, channels: int, features: int, 
     w, groups = g.window, g.feature_group_count
     if not is_static((batch, *w.input_shape, *w.output_shape)):
         return "textbook", "sizes are symbolic"
-    if any(d > 1 for d in w.input_dilation):
-        if all(s == 1 for s in w.strides):
-            return "mirrored", "the same sum with input and delta exchanged has strides in place of zeros"
-        return "textbook", "strides and input dilation together"
+    if over_zeros := kernel_grad_over_zeros(w):
+        return over_zeros
     if groups == 1 and _suits_product(as_blocks(w), channels):
         return "product", "windows do not overlap: one matrix product"
     if any(d > 1 for d in w.dilation) and set(w.strides) == {1}:
@@ -90,8 +87,8 @@ def _suits_neighbours(g: ConvGeometry, channels: int, features: int) -> bool:
         g.precision is not None
         or w.rank not in (1, 2)
         or channels > FEW_CHANNELS
-        # Beside the other sums the gain of a small window of some channels is lost: the outputs are written twice.
         or w.taps == 1
+        # Beside the other sums the gain of a small window of some channels is lost: the outputs are written twice.
         or (channels > 2 and w.taps <= SMALL_WINDOW)
         or set(w.input_dilation) != {1}
     ):

@@ -20,6 +20,7 @@ from ._limits import (
     apart,
     as_blocks,
     is_short_sum,
+    kernel_grad_over_zeros,
     suits_inside,
     suits_multiply_add,
 )
@@ -40,10 +41,8 @@ def kernel_grad_form(g: ConvGeometry, batch: int, channels: int, features: int) 
     c, o = channels // groups, features // groups
     if not is_static((batch, *w.input_shape, *w.output_shape)):
         return "textbook", "sizes are symbolic"
-    if any(d > 1 for d in w.input_dilation):
-        if all(s == 1 for s in w.strides):
-            return "mirrored", "the same sum with input and delta exchanged has strides in place of zeros"
-        return "textbook", "strides and input dilation together"
+    if over_zeros := kernel_grad_over_zeros(w):
+        return over_zeros
     if c > 1 and is_short_sum(g, c, o, FEW_PRODUCTS // 4):
         return "textbook", "few weights of one tap: a loop, where a product is mostly overhead"
     if groups == 1 and apart(as_blocks(w)):

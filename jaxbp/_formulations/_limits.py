@@ -4,6 +4,7 @@ import math
 
 from .._geometry import ConvGeometry, Window
 from . import _inside
+from ._windows import Choice
 
 # Where the measurements change sides.
 MAX_TAPS = 64  # that are written out one by one
@@ -36,6 +37,15 @@ def as_blocks(w: Window) -> Window:
     steps = zip(w.window_shape, w.strides, w.output_shape, strict=True)
     blocks = w._replace(strides=tuple(k if out == 1 else s for k, s, out in steps))
     return blocks if apart(blocks) else w
+
+
+def kernel_grad_over_zeros(w: Window) -> Choice | None:
+    """The form of a kernel's gradient where zeros stand between the input's cells, on every platform."""
+    if all(d == 1 for d in w.input_dilation):
+        return None
+    if all(s == 1 for s in w.strides):
+        return "mirrored", "the same sum with input and delta exchanged has strides in place of zeros"
+    return "textbook", "strides and input dilation together"
 
 
 def is_short_sum(g: ConvGeometry, channels: int, features: int, most: int) -> bool:
