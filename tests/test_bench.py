@@ -17,6 +17,7 @@ import jaxbp
 from jaxbp import __main__ as command_line
 from jaxbp import _bench, _conv
 from jaxbp._bench import _cases, _measure, _models, _plan, _programs, _result, _table
+from jaxbp._bench._random import NUMBERS, OPERATIONS, random_cases
 from jaxbp._bench._suite import CASES, Case, operations, traffic
 
 ONE = "^average pool: global average pool 7x7/1 1x7x7x2048$"
@@ -55,7 +56,10 @@ def test_names_are_unique():
     assert len(set(NAMES)) == len(NAMES)
 
 
-@pytest.mark.parametrize("case", CASES, ids=NAMES)
+DRAWN = random_cases(44, seed=5)
+
+
+@pytest.mark.parametrize("case", [*CASES, *DRAWN], ids=[*NAMES, *(case.name for case in DRAWN)])
 def test_every_case_is_an_op_with_all_its_gradients_in_both_rules(case):
     shapes = []
     for module in (jaxbp, jaxbp.automatic):
@@ -75,6 +79,20 @@ def test_the_suite_has_what_users_ask_for():
         assert {len(case.shapes[0]) - 2 for case in CASES if case.op == kind} == {1, 2, 3}, kind
     for family in ("dense", "depthwise", "grouped", "max pool", "average pool"):
         assert {1, 64} <= {case.shapes[0][0] for case in CASES if case.family == family}, family
+
+
+def test_random_layers_are_the_same_for_a_seed_and_of_every_family():
+    assert random_cases(44, seed=5) == DRAWN != random_cases(44, seed=6)
+    assert random_cases(20, seed=5) == DRAWN[:20]
+    families = [case.family for case in CASES]
+    assert {case.family for case in DRAWN} == {*families} - {"few channels"}
+    for case in DRAWN:
+        size = math.prod(case.shapes[0])
+        assert NUMBERS[0] <= size <= NUMBERS[1]
+        if not case.pools:
+            function = _programs.function_of(case, jaxbp)
+            arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in case.shapes]
+            assert operations(case, jax.eval_shape(function, *arrays).shape) <= 2 * OPERATIONS[1]
 
 
 def test_operations_and_traffic_are_counted_by_hand():
@@ -233,6 +251,17 @@ def test_more_images(quick, capsys):
     assert _models.MODELS[0].enlarged(2).name == "lenet 28x28 batch 128"
 
 
+def test_random_layers(quick, capsys):
+    assert bench("--random", "33", "--seed", "5", "--filter", "^average pool: ") == 0
+    out = capsys.readouterr().out
+    pools = [case for case in random_cases(33, 5) if case.family == "average pool"]
+    assert len(pools) == 3 and all(f"\n{case.name} " in out for case in pools)
+    assert bench("--random", "33", "--seed", "5", "--plan") == 0
+    assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("random")] == [
+        case.name for case in random_cases(33, 5)
+    ]
+
+
 def test_low_precision(quick, capsys):
     assert bench("--filter", ONE, "--dtype", "bfloat16") == 0
     assert "| bfloat16 |" in capsys.readouterr().out
@@ -308,6 +337,13 @@ def test_interrupted_before_the_first_case(quick, capsys, monkeypatch):
         (["--seconds", "-1"], "--seconds -1.0 must be a number of seconds, 0 or more"),
         (["--seconds", "nan"], "--seconds nan must be a number of seconds, 0 or more"),
         (["--batch", "0"], "--batch 0 must be a number of times, 1 or more"),
+        (["--random", "0"], "--random 0 must be a number of layers, 1 or more"),
+        (["--random", "5", "--models"], "--random draws single layers; leave out --models"),
+        (
+            ["--random", "5", "--filter", "lenet"],
+            "--filter 'lenet' finds none of 5 cases; families are dense, 1x1, dep",
+        ),
+        (["--seed", "3"], "--seed chooses random layers; say how many with --random"),
         (["--json", "no/such/folder/a.json"], "--json no/such/folder/a.json: there is no folder /"),
         (["--plot", "ratios.xyz"], "--plot ratios.xyz: pictures of .xyz cannot be drawn; use one of .*png"),
         (["--plan", "--models"], "--plan is about single layers; leave out --models"),

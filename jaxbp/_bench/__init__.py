@@ -21,6 +21,7 @@ from ._measure import cores, machine_limits
 from ._models import MODELS
 from ._plan import plan_text
 from ._programs import WHOLE
+from ._random import random_cases
 from ._result import Result, to_dict
 from ._suite import CASES
 from ._table import Table, means
@@ -65,6 +66,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--torch", action="store_true", help="also time PyTorch on the same data, channels last")
     parser.add_argument("--errors", action="store_true", help="also show the errors against float64")
     parser.add_argument("--models", action="store_true", help="whole training steps instead of single layers")
+    parser.add_argument(
+        "--random", type=int, metavar="N", help="N layers of random shapes instead of the suite, each family in turn"
+    )
+    parser.add_argument("--seed", type=int, metavar="S", help="which random layers (default: 0)")
     parser.add_argument("--plan", action="store_true", help="only say which form each sum takes, and why")
     parser.add_argument("--json", metavar="FILE", help="write everything measured there")
     parser.add_argument("--plot", metavar="FILE", help="draw the ratios as bars there (needs matplotlib)")
@@ -149,7 +154,7 @@ def _clear_progress() -> None:
 
 def _chosen(args: argparse.Namespace) -> list:
     """The cases or models that the filter finds."""
-    items = MODELS if args.models else CASES
+    items = MODELS if args.models else CASES if args.random is None else random_cases(args.random, args.seed or 0)
     try:
         pattern = re.compile(args.filter, re.IGNORECASE)
     except re.error as error:
@@ -170,6 +175,12 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError(f"--seconds {args.seconds} must be a number of seconds, 0 or more")
     if args.batch < 1:
         raise ValueError(f"--batch {args.batch} must be a number of times, 1 or more")
+    if args.random is not None and args.random < 1:
+        raise ValueError(f"--random {args.random} must be a number of layers, 1 or more")
+    if args.seed is not None and args.random is None:
+        raise ValueError("--seed chooses random layers; say how many with --random")
+    if args.random is not None and args.models:
+        raise ValueError("--random draws single layers; leave out --models")
     if args.plan and args.models:
         raise ValueError("--plan is about single layers; leave out --models")
     if args.plan and (args.json or args.plot):
