@@ -42,6 +42,7 @@ from jaxbp._formulations import (
     _limits,
     _multiply_add,
     _neighbours,
+    _one_row_more,
     _phases,
     _product,
     _side_by_side,
@@ -187,6 +188,7 @@ FORMS = [
     Form(_winograd.kernel_grad, "kernel", threes),
     Form(_exchanged.forward, "forward", ungrouped),
     Form(_exchanged.forward, "input", ungrouped, taken_back(_exchanged.forward)),
+    Form(_one_row_more.forward, "forward", along_axes),
     Form(_inside.forward, "forward", one_group),
     Form(_inside.forward, "input", taps_apart, taken_back(_inside.forward)),
     Form(_inside.kernel_grad, "kernel", one_group),
@@ -349,7 +351,7 @@ def test_every_form_is_tested():
         "_kernel_grad_choice": {"kernel_grad_form"},
         "_limits": {
             *("apart", "as_blocks", "is_short_sum", "kernel_grad_over_zeros"),
-            *("suits_inside", "suits_multiply_add"),
+            *("gathers_much", "suits_inside", "suits_multiply_add"),
         },
         "_winograd_choice": {"forward_tiles", "kernel_grad_tiles", "features_in_part"},
         "_gpu_choice": {"forward_form", "input_grad_form", "kernel_grad_form"},
@@ -457,9 +459,10 @@ def draw_names(seen, data):
     with pytest.MonkeyPatch.context() as patch:
         # What is too large for the cache is too large for a test.
         most_outputs = data.draw(st.sampled_from([_choice.MOST_OUTPUTS, 64]))
-        for module in (_choice, _kernel_grad_choice):
+        for module in (_choice, _kernel_grad_choice, _limits):
             patch.setattr(module, "MOST_OUTPUTS", most_outputs)
-            patch.setattr(module, "NARROW_ON_ONE_THREAD", True)
+            patch.setattr(module, "OLD_COMPILER", True)
+        patch.setattr(_limits, "MOST_GATHERED", data.draw(st.sampled_from([_limits.MOST_GATHERED, 64])))
         patch.setattr(_winograd_choice, "FEWEST_WEIGHTS", 32 * 32)
         patch.setattr(_choice, "MOST_PADDED", data.draw(st.sampled_from([_choice.MOST_PADDED, 0])))
         patch.setattr(

@@ -7,7 +7,7 @@ convolutions, which their libraries run well. Each function returns the form's n
 
 import math
 
-from .._geometry import ConvGeometry, Window, is_static, read_padding, transposed
+from .._geometry import ConvGeometry, Window, is_static, transposed
 from . import _neighbours, _side_by_side, _subpixel
 from ._blocks import CELLS
 from ._kernel_grad_choice import kernel_grad_form
@@ -22,15 +22,17 @@ from ._limits import (
     MAX_TAPS,
     MORE_VIEWS,
     MOST_OUTPUTS,
+    OLD_COMPILER,
     SOME_FEATURES,
     apart,
     as_blocks,
+    gathers_much,
     is_short_sum,
     suits_inside,
     suits_multiply_add,
 )
 from ._windows import Choice
-from ._winograd_choice import NARROW_ON_ONE_THREAD, forward_tiles
+from ._winograd_choice import forward_tiles
 
 # Where the measurements change sides.
 DENSE_MULTIPLY_ADD_TERMS = 32  # taps times channels of a single group
@@ -43,7 +45,6 @@ SOME_COLUMNS = 81  # taps times channels, side by side in one product
 MULTIPLICATIONS = 100  # for each number that is copied
 FEWEST_MULTIPLICATIONS = 1 << 22  # that are worth a second copy of the outputs
 MOST_PADDED = 3  # taps of a window for each cell of its input, which is padded for a few images
-MOST_GATHERED = 1 << 23  # numbers that the windows of a whole batch read
 
 
 def forward_form(g: ConvGeometry, batch: int, channels: int, features: int, back: bool = False) -> Choice:
@@ -75,7 +76,7 @@ def forward_form(g: ConvGeometry, batch: int, channels: int, features: int, back
         return "bands", "few channels, a large window: rows of cells times a banded matrix"
     if _suits_neighbours_forward(g, batch, channels, features):
         return "neighbours", "few channels: windows of neighbouring outputs gathered together, one matrix product"
-    if NARROW_ON_ONE_THREAD and _suits_taps_forward(g, batch, channels, features):
+    if OLD_COMPILER and _suits_taps_forward(g, batch, channels, features):
         return "taps", "few channels, narrow images: views of all taps side by side, for two threads"
     if groups > 1 and w.rank <= 2:
         return "group by group", "grouped convolutions run as if dense"
@@ -93,8 +94,14 @@ def forward_form(g: ConvGeometry, batch: int, channels: int, features: int, back
         if groups > 1 or (batch <= FEW_IMAGES and w.taps <= MOST_PADDED * inputs):
             return "padded", "the compiler exchanges a window and a smaller input, and loses its fast convolution"
         return "exchanged", "a window slides over a smaller input: the same sum with input and kernel exchanged"
-    if NARROW_ON_ONE_THREAD and _suits_side_by_side(g, batch, channels, features):
+    if OLD_COMPILER and _suits_side_by_side(g, batch, channels, features):
         return "side by side", "narrow images: the compiler leaves them to one thread"
+    unpadded = groups == 1 and not any(map(any, w.padding))
+    if unpadded and gathers_much(w, batch, c) and max(c, features) > FEW_FEATURES:
+        return (
+            "one row more",
+            "nothing is padded, so the compiler gathers no windows, which is slow",
+        )
     return "textbook", "a dense convolution is what the compiler does best"
 
 
@@ -140,20 +147,14 @@ def _suits_parts_in_place(g: ConvGeometry, batch: int, channels: int, features: 
 
 
 def _suits_few_parts(g: ConvGeometry, batch: int, channels: int, features: int) -> bool:
-    """Whether outputs are few, or their parts, one for each tap of each cell, fewer than what windows would gather.
-
-    Without padding the compiler leaves its fast convolution where it would gather too much for less than 16 outputs.
-    """
+    """Whether outputs are few, or their parts, one for each tap of each cell, fewer than what windows would gather."""
     w, cells, outputs = g.window, math.prod(g.window.input_shape), math.prod(g.window.output_shape)
-    parts, gathered = w.taps * features * cells, w.taps * channels * outputs
+    parts = w.taps * features * cells
     cheap = 2 * FEW_PRODUCTS if w.rank > 2 or w.taps * features * outputs <= MOST_PARTS else FEW_PRODUCTS
     if features <= 4 and channels * features <= cheap and w.taps <= DENSE_MULTIPLY_ADD_TERMS:
         return True
     if w.taps == 1 or sum(w.window_shape) > MAX_TAPS:
         return False
-    unpadded = max(end for pair in read_padding(w) for end in pair) <= 0
-    if unpadded and features < FEW_FEATURES and batch * gathered >= MOST_GATHERED:
-        return True
     few = 2 * parts <= 3 * channels * outputs and max(parts, channels * cells) <= 2 * MOST_OUTPUTS
     return few and not forward_tiles(g, batch, channels, features)
 
@@ -219,7 +220,7 @@ def _suits_neighbours_forward(g: ConvGeometry, batch: int, channels: int, featur
         return False
     if features <= FEW_FEATURES and channels * features < 2 * FEW_PRODUCTS:
         return positions >= 2 * FEW_POSITIONS
-    if channels == 1 or w.rank == 1 or not NARROW_ON_ONE_THREAD or positions < 2 * MANY_POSITIONS:
+    if channels == 1 or w.rank == 1 or not OLD_COMPILER or positions < 2 * MANY_POSITIONS:
         return False
     if channels % 2 == 1:
         return features <= 2 * FEW_FEATURES or columns <= FEW_COLUMNS

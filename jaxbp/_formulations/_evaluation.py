@@ -17,6 +17,7 @@ from . import (
     _limits,
     _multiply_add,
     _neighbours,
+    _one_row_more,
     _phases,
     _product,
     _side_by_side,
@@ -87,6 +88,8 @@ def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry, back: bool = False
             return _in_blocks(lambda x, g: _axes.fold_forward(x, kernel, g, forward, _views), x, g, cells)
         case "side by side":
             return _side_by_side.forward(x, kernel, g)
+        case "one row more":
+            return _in_blocks(lambda x, g: _one_row_more.forward(x, kernel, g), x, g, features, times=4)
         case "padded":
             x, g = _padded(x, g)
     return _textbook.forward(x, kernel, g)

@@ -2,7 +2,7 @@
 
 import math
 
-from .._geometry import ConvGeometry, Window, is_static, transposed
+from .._geometry import ConvGeometry, Window, is_static, read_padding, transposed
 from . import _neighbours
 from ._limits import (
     FEW_COLUMNS,
@@ -16,16 +16,18 @@ from ._limits import (
     MAX_TAPS,
     MORE_VIEWS,
     MOST_OUTPUTS,
+    OLD_COMPILER,
     SOME_FEATURES,
     apart,
     as_blocks,
+    gathers_much,
     is_short_sum,
     kernel_grad_over_zeros,
     suits_inside,
     suits_multiply_add,
 )
 from ._windows import Choice
-from ._winograd_choice import NARROW_ON_ONE_THREAD, kernel_grad_tiles
+from ._winograd_choice import kernel_grad_tiles
 
 # Where the measurements change sides.
 SMALL_WINDOW = 7  # taps
@@ -87,14 +89,18 @@ def kernel_grad_form(g: ConvGeometry, batch: int, channels: int, features: int) 
         if _shares_few_rows(w, c, o):
             return "taps", "strides: rows of taps share few views; all taps side by side, block by block"
         return "rows", "views of one row of taps side by side, block by block: a product for each row"
-    if math.prod(w.output_shape) > math.prod(w.input_shape):
+    larger = math.prod(w.output_shape) > math.prod(w.input_shape)
+    unpadded = larger or not any(map(any, read_padding(w)))
+    if unpadded and gathers_much(w, batch, c) and max(batch, o) > FEW_FEATURES and w.taps <= MAX_TAPS:
+        return "rows", "nothing is padded, so the compiler gathers no windows, which is slow: a product for each row"
+    if larger:
         return "padded", "the compiler exchanges a delta and a smaller input, and loses its fast convolution"
     return "textbook", "a dense convolution is what the compiler does best"
 
 
 def _suits_views(batch: int, channels: int, fewest: int) -> bool:
     """Whether the compiler's own kernel gradient is slow: on one thread, of few images, or with so many channels."""
-    return NARROW_ON_ONE_THREAD or batch <= FEW_IMAGES or channels >= fewest
+    return OLD_COMPILER or batch <= FEW_IMAGES or channels >= fewest
 
 
 def _suits_no_views(g: ConvGeometry, batch: int, channels: int) -> bool:
@@ -110,6 +116,10 @@ def _suits_mirrored_views(g: ConvGeometry, batch: int, channels: int, features: 
     """Whether views of delta are far fewer columns than views of the input."""
     w = g.window
     if set(w.strides) != {1} or channels < 2 * features or sum(w.window_shape) > MAX_TAPS:
+        return False
+    # Delta's views have as many rows as the input, and steps if it is dilated; the input's views as many as delta.
+    least = 1.5 if set(w.dilation) == {1} else 2.5
+    if channels * math.prod(w.output_shape) < least * features * math.prod(w.input_shape):
         return False
     return _suits_views(batch, channels, max(2 * FEW_FEATURES, 4 * features))
 
@@ -130,7 +140,7 @@ def _suits_neighbours_kernel_grad(g: ConvGeometry, batch: int, channels: int, fe
         if w.rank == 1 and w.strides == (1,):
             return 2 * features <= FEW_FEATURES and _neighbours.together(w, features) == _neighbours.MOST_TOGETHER
         return w.rank == 1 or w.taps > SMALL_WINDOW
-    if not NARROW_ON_ONE_THREAD or w.rank != 2 or not SMALL_WINDOW < w.taps <= 9 or columns > FEW_COLUMNS:
+    if not OLD_COMPILER or w.rank != 2 or not SMALL_WINDOW < w.taps <= 9 or columns > FEW_COLUMNS:
         return False
     if features < FEW_FEATURES or channels == 8:
         return False
@@ -151,9 +161,9 @@ def _suits_views_of_large_deltas(g: ConvGeometry, batch: int, channels: int, fea
     if w.rank > 2 or w.taps > MAX_TAPS:
         return False
     if channels >= FEW_FEATURES:
-        fewest = FEW_FEATURES if NARROW_ON_ONE_THREAD else 2 * FEW_FEATURES
+        fewest = FEW_FEATURES if OLD_COMPILER else 2 * FEW_FEATURES
         return w.rank == 2 and features >= 2 * FEW_FEATURES and deltas * features >= MOST_OUTPUTS * fewest
-    fewest = 2 * FEW_FEATURES if NARROW_ON_ONE_THREAD else 4 * FEW_FEATURES
+    fewest = 2 * FEW_FEATURES if OLD_COMPILER else 4 * FEW_FEATURES
     if w.rank == 1 and (w.taps * channels > FEW_COLUMNS or w.taps > MORE_VIEWS):
         return False
     return features >= fewest and deltas >= MOST_OUTPUTS

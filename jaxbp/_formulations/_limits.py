@@ -2,9 +2,14 @@
 
 import math
 
+import jaxlib
+
 from .._geometry import ConvGeometry, Window
 from . import _inside
 from ._windows import Choice
+
+# It leaves narrow convolutions, kernel gradients among them, to one thread; where nothing is padded it gathers nothing.
+OLD_COMPILER = jaxlib.version.__version_info__ < (0, 11)
 
 # Where the measurements change sides.
 MAX_TAPS = 64  # that are written out one by one
@@ -22,6 +27,7 @@ LARGE_EXAMPLE = 1 << 13  # numbers of an input, whose kernel gradient under vmap
 MOST_OUTPUTS = 1 << 21  # numbers: 8 MiB of float32 that stay in the cache, and may be copied
 MULTIPLY_ADD_TERMS = 40  # taps times channels of a group
 MANY_WEIGHTS = 256  # of a tap, for each position
+MOST_GATHERED = 1 << 21  # numbers that the windows of a whole batch read
 MOST_INSIDE = 0.6  # of what windows read, for a product for each tap
 
 
@@ -69,3 +75,8 @@ def suits_inside(g: ConvGeometry, batch: int, channels: int, features: int) -> b
         return False
     few_positions = MANY_WEIGHTS * batch * math.prod(w.output_shape) <= channels * features
     return min(channels, features) >= FEW_FEATURES and (few_positions or _inside.share_inside(w) <= MOST_INSIDE)
+
+
+def gathers_much(w: Window, batch: int, channels: int) -> bool:
+    """Whether windows are so many numbers that it shows how slow a compiler is that gathers none."""
+    return OLD_COMPILER and w.rank == 2 and batch * math.prod(w.output_shape) * w.taps * channels >= MOST_GATHERED

@@ -3,16 +3,13 @@
 import math
 from collections.abc import Callable
 
-import jaxlib
-
 from .._geometry import ConvGeometry
 from . import _phases, _winograd
 from ._blocks import largest_divisor
+from ._limits import OLD_COMPILER
 from ._windows import Choice
 
-# Later compilers divide narrow convolutions, kernel gradients among them, among threads by themselves.
-NARROW_ON_ONE_THREAD = jaxlib.version.__version_info__ < (0, 11)
-FEWEST_WEIGHTS = 32 * 32 if NARROW_ON_ONE_THREAD else 48 * 48  # channels times features, to be transformed for Winograd
+FEWEST_WEIGHTS = 32 * 32 if OLD_COMPILER else 48 * 48  # channels times features, to be transformed for Winograd
 FEWEST_TILES = 128  # of a whole batch, to share Winograd's weights
 MOST_WEIGHTS = 1 << 17  # channels times features, to be transformed for Winograd
 
