@@ -78,9 +78,9 @@ def forward_form(g: ConvGeometry, batch: int, channels: int, features: int, back
         return "neighbours", "few channels: windows of neighbouring outputs gathered together, one matrix product"
     if OLD_COMPILER and _suits_taps_forward(g, batch, channels, features):
         return "taps", "few channels, narrow images: views of all taps side by side, for two threads"
-    if groups > 1 and w.rank <= 2:
+    if groups > 1:
         return "group by group", "grouped convolutions run as if dense"
-    if groups == 1 and set(w.strides) <= {1} and _suits_few_parts(g, batch, channels, features):
+    if set(w.strides) <= {1} and _suits_few_parts(g, batch, channels, features):
         return "project then add", "few outputs: one matrix product, then shifted sums"
     if suits_inside(g, batch, channels, features):
         return "inside", "much padding, or few positions for the weights: every tap by itself, without the zeros"
@@ -88,16 +88,15 @@ def forward_form(g: ConvGeometry, batch: int, channels: int, features: int, back
         return tiles
     if back and _suits_few_cells(g, batch, channels, features):
         return "project then add", "few cells for the weights, which are read as they are: each cell times all of them"
-    if groups == 1 and w.rank > 2 and w.window_shape[0] <= MAX_TAPS:
+    if w.rank > 2 and w.window_shape[0] <= MAX_TAPS:
         return "fold", "no fast convolution beyond two dimensions: the first axis becomes channels and images"
     if w.taps > (inputs := math.prod(w.input_shape)):
-        if groups > 1 or (batch <= FEW_IMAGES and w.taps <= MOST_PADDED * inputs):
+        if batch <= FEW_IMAGES and w.taps <= MOST_PADDED * inputs:
             return "padded", "the compiler exchanges a window and a smaller input, and loses its fast convolution"
         return "exchanged", "a window slides over a smaller input: the same sum with input and kernel exchanged"
     if OLD_COMPILER and _suits_side_by_side(g, batch, channels, features):
         return "side by side", "narrow images: the compiler leaves them to one thread"
-    unpadded = groups == 1 and not any(map(any, w.padding))
-    if unpadded and gathers_much(w, batch, c) and max(c, features) > FEW_FEATURES:
+    if not any(map(any, w.padding)) and gathers_much(w, batch, c) and max(c, features) > FEW_FEATURES:
         return (
             "one row more",
             "nothing is padded, so the compiler gathers no windows, which is slow",

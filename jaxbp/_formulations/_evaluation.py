@@ -32,7 +32,7 @@ from ._choice import forward_form
 from ._kernel_grad_choice import kernel_grad_form
 from ._limits import as_blocks
 from ._memory import written
-from ._windows import pad_axes, side_by_side
+from ._windows import Form, pad_axes, side_by_side
 
 
 def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry, back: bool = False) -> jax.Array:
@@ -82,7 +82,7 @@ def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry, back: bool = False
         case "taps":
             return _taps_at_once(x, kernel, g)
         case "group by group":
-            return _group_by_group(x, kernel, g)
+            return _group_by_group(forward, x, kernel, g)
         case "fold":
             cells = _folded_cells(w, x.shape[-1])
             return _in_blocks(lambda x, g: _axes.fold_forward(x, kernel, g, forward, _views), x, g, cells)
@@ -133,6 +133,8 @@ def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry, mapped: bool = 
             return _product.kernel_grad(x, delta, g._replace(window=as_blocks(w)))
         case "multiply-add":
             return _multiply_add.kernel_grad(x, delta, g)
+        case "group by group":
+            return _group_by_group(again, x, delta, g)
         case "grouped taps":
             return _taps.grouped_kernel_grad(x, delta, g, largest_divisor(groups, 16 // c))
         case "winograd":
@@ -222,11 +224,7 @@ def _image_by_image(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Arr
     return map_images(lambda x: _textbook.forward(x, kernel, g), x, cells)
 
 
-def _group_by_group(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
-    """One dense convolution for each group, in a loop."""
+def _group_by_group(form: Form, a: jax.Array, b: jax.Array, g: ConvGeometry) -> jax.Array:
+    """One dense sum for each group, in a loop."""
     groups, alone = g.feature_group_count, g._replace(feature_group_count=1)
-
-    def group(i: jax.Array | int) -> jax.Array:
-        return _textbook.forward(block(x, i, groups), block(kernel, i, groups), alone)
-
-    return put_together(group, groups, x, x.ndim - 1)
+    return put_together(lambda i: form(block(a, i, groups), block(b, i, groups), alone), groups, a, a.ndim - 1)

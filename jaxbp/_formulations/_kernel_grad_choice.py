@@ -59,10 +59,10 @@ def kernel_grad_form(g: ConvGeometry, batch: int, channels: int, features: int) 
         return "textbook", "no window"
     if groups > 1 and c == 1 and o <= 4 and suits_multiply_add(w, c):
         return "multiply-add", "depthwise: products summed over the batch, one reduction for all taps"
-    if groups > 1 and w.taps <= MAX_TAPS:
-        return "grouped taps", "grouped convolutions run as if dense"
+    if groups > 1 and w.taps <= MAX_TAPS and c < (FEW_FEATURES if w.taps == 1 else 4):
+        return "grouped taps", "grouped convolutions run as if dense; few channels in a group: some groups at once"
     if groups > 1:
-        return "textbook", "a large window"
+        return "group by group", "grouped convolutions run as if dense"
     if tiles := kernel_grad_tiles(g, batch, c, o):
         return tiles
     if _suits_no_views(g, batch, c):

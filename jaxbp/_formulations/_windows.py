@@ -165,13 +165,10 @@ def view_by_view(x: jax.Array, w: Window) -> jax.Array:
 
 
 def gather_cells(x: jax.Array, places: np.ndarray) -> jax.Array:
-    """(N, *places, C): the cells of x, (N, *spatial, C), that stand at these places of all; zeros beyond the last."""
+    """(N, *places, C): the cells of x, (N, *spatial, C), that stand at these places of all."""
     cells = x.reshape(x.shape[0], -1, x.shape[-1])
-    beyond, last = places >= cells.shape[1], cells.shape[1] - 1
     names = lax.GatherDimensionNumbers((0, places.ndim + 1), collapsed_slice_dims=(1,), start_index_map=(1,))
-    indices, sizes = np.minimum(places, last)[..., None], (x.shape[0], 1, x.shape[-1])
-    gathered = lax.gather(cells, indices, names, sizes, mode="promise_in_bounds")
-    return jnp.where(beyond[..., None], 0, gathered) if np.any(beyond) else gathered
+    return lax.gather(cells, places[..., None], names, (x.shape[0], 1, x.shape[-1]), mode="promise_in_bounds")
 
 
 def _gathered(x: jax.Array, w: Window) -> jax.Array:
@@ -184,6 +181,9 @@ def _gathered(x: jax.Array, w: Window) -> jax.Array:
         inside = inside & (cell >= 0) & (cell < x.shape[i + 1])
         place = place * x.shape[i + 1] + cell
     places = np.where(inside, place, math.prod(x.shape[1:-1])).astype(np.int32)
+    if not np.all(inside):
+        # A cell of zeros, to be read for padding: numbers that are chosen while they are copied are copied one by one.
+        x = pad_axes(x.reshape(x.shape[0], -1, x.shape[-1]), [1], [(0, 1)], 0)
     # What is computed on the way would be computed for every tap, or slows down each number's place.
     views = gather_cells(written(x), places.reshape(*w.output_shape, w.taps))
     return views.reshape(x.shape[0], *w.output_shape, -1)
