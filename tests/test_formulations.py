@@ -44,6 +44,7 @@ from jaxbp._formulations import (
     _neighbours,
     _one_row_more,
     _phases,
+    _pools,
     _product,
     _side_by_side,
     _subpixel,
@@ -369,7 +370,7 @@ def test_every_form_is_tested():
         "_textbook": {"rot180", "exchange_channels", "taken_back"},
         "_blocks": {
             *("block", "cut", "images_at_once", "largest_divisor"),
-            *("map_blocks", "map_images", "put_together", "sum_blocks", "sum_images"),
+            *("map_blocks", "map_images", "put_together", "some_images", "sum_blocks", "sum_images"),
         },
         "_product": {"over_positions"},
         "_inside": {"share_inside"},
@@ -381,7 +382,7 @@ def test_every_form_is_tested():
     }
     tested = {name_of(form) for form in FORMS}
     for module in pkgutil.iter_modules(_formulations.__path__):
-        if module.name in ("_windows", "_upsample", "_memory"):
+        if module.name in ("_windows", "_upsample", "_pools", "_memory"):
             continue
         namespace = vars(importlib.import_module(f"jaxbp._formulations.{module.name}"))
         for name, value in namespace.items():
@@ -621,15 +622,35 @@ def test_pools_on_the_other_side_of_every_limit(monkeypatch, limit, phases, name
     monkeypatch.setattr(_windows, "TAPS_AT_ONCE", limit)
     monkeypatch.setattr(_upsample, "WINDOWS_AT_ONCE", limit)
     monkeypatch.setattr(_upsample, "PHASES_AT_ONCE", phases)
-    # Without their `jit`, which may remember a program from before.
+    check_pools_anew(monkeypatch, POOLS[name])
+
+
+def check_pools_anew(monkeypatch, case):
+    """All pools equal loops, without their `jit`, which may remember a program from before."""
     for map_name in [name for name, value in vars(_formulations).items() if hasattr(value, "__wrapped__")]:
         monkeypatch.setattr(_formulations, map_name, getattr(_formulations, map_name).__wrapped__)
-    case = POOLS[name]
     inputs = integers(1, case.inputs)
     test_pool.check_all_against_loops(
         case, inputs, jax.jit(lambda x: test_pool.all_pools(test_pool.jaxbp, case, x))(inputs)
     )
     test_pool.test_winners(case)
+
+
+@pytest.mark.parametrize("images", [1, 2])
+@pytest.mark.parametrize("name", ["overlap, same", "window dilation, padding", "3-D", "large window", "ceil_mode"])
+def test_pools_of_some_images_at_a_time(monkeypatch, name, images):
+    parts = []
+
+    def some_images(form, arrays, most):
+        parts.append(arrays[0].shape[0] // most)
+        return _blocks.some_images(form, arrays, most)
+
+    monkeypatch.setattr(_pools, "MOST_WRITTEN", 1)
+    monkeypatch.setattr(_pools, "images_at_once", lambda batch, cells, times: images)
+    monkeypatch.setattr(_pools, "some_images", some_images)
+    case = POOLS[name]
+    check_pools_anew(monkeypatch, case._replace(inputs=(4, *case.inputs[1:])))
+    assert {*parts} == {4 // images}
 
 
 # ------------------------------------------------------------------------------------------ lowered for a GPU
@@ -655,6 +676,11 @@ def test_a_gpu_gets_no_scatter_no_loop_and_short_numbers(family):
     assert not re.search(r"stablehlo\.(\w*scatter|while)", text)
     convolutions = [line for line in text.splitlines() if "stablehlo.convolution" in line]
     assert all("f32" not in line.split(" : ")[-1] for line in convolutions), convolutions
+
+
+def test_a_gpu_gets_no_loop_over_images():
+    large = next(case for case in CASES if case.name == "inception max pool 3x3/1 SAME 16x28x28x64").enlarged(64)
+    assert not re.search(r"stablehlo\.(\w*scatter|while)", lowered_for_a_gpu(large, jnp.float32))
 
 
 @pytest.mark.parametrize("name", ["resnet 3x3/2 8x56x56x64->128", "mobilenet depthwise 3x3/2 8x56x56x64->64"])

@@ -15,7 +15,7 @@ from jax import lax
 from .._arguments import sum_dtype, wider
 from .._batching import is_mapped_here
 from .._geometry import ConvGeometry, Window
-from . import _choice, _evaluation, _gpu, _gpu_choice, _kernel_grad_choice, _textbook, _upsample, _windows
+from . import _choice, _evaluation, _gpu, _gpu_choice, _kernel_grad_choice, _pools, _textbook, _upsample, _windows
 from ._textbook import rot180 as rot180
 from ._windows import Form
 
@@ -78,19 +78,19 @@ def max_and_winners(x: jax.Array, w: Window) -> tuple[jax.Array, jax.Array]:
         empty = (*x.shape[: x.ndim - w.rank - 1], *w.output_shape, x.shape[-1])
         lowest = jnp.full(empty, _windows.lowest(x.dtype), x.dtype)
         return lowest, jnp.full(empty, w.taps, _windows.winner_dtype(w.taps))
-    return _windows.max_and_winners(x, w)
+    return _pools.max_and_winners(x, w)
 
 
 @partial(jax.jit, static_argnums=2, inline=True)
 def upsample_winners(delta: jax.Array, winners: jax.Array, w: Window) -> jax.Array:
     """Each delta at the input cell that won its window, added where one cell won several, 0 elsewhere."""
-    return _or_zeros(_upsample.by_winners, delta, winners, w)
+    return _or_zeros(_pools.by_winners, delta, winners, w)
 
 
 @partial(jax.jit, static_argnums=2, inline=True)
 def upsample_maxima(delta: jax.Array, winners: jax.Array, w: Window) -> jax.Array:
     """The same for winners that a maximum chose: windows that chose in the same row chose the same cell of it."""
-    return _or_zeros(partial(_upsample.by_winners, chosen=True), delta, winners, w)
+    return _or_zeros(partial(_pools.by_winners, chosen=True), delta, winners, w)
 
 
 @partial(jax.jit, static_argnums=2, inline=True)
@@ -111,13 +111,13 @@ def window_sum(x: jax.Array, w: Window) -> jax.Array:
     x = x.astype(sum_dtype(x.dtype))
     if 0 in (*x.shape, *w.output_shape):
         return jnp.zeros((*x.shape[: x.ndim - w.rank - 1], *w.output_shape, x.shape[-1]), x.dtype)
-    return _windows.window_sum(x, w)
+    return _pools.window_sum(x, w)
 
 
 @partial(jax.jit, static_argnums=1, inline=True)
 def upsample_evenly(delta: jax.Array, w: Window) -> jax.Array:
     """Each delta at every input cell of its window, added where windows overlap."""
-    return _or_zeros(lambda d, _, w: _upsample.evenly(d, w), delta, None, w)
+    return _or_zeros(lambda d, _, w: _pools.evenly(d, w), delta, None, w)
 
 
 def _or_zeros(form: Callable[..., jax.Array], delta: jax.Array, winners: jax.Array | None, w: Window) -> jax.Array:

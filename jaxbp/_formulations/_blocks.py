@@ -5,8 +5,8 @@ called with one block of the padded input (and of delta), and with the geometry 
 """
 
 import math
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -65,25 +65,35 @@ def block(a: jax.Array, i: jax.Array | int, count: int, axis: int = -1) -> jax.A
 
 def map_images(form: Callable[[jax.Array], jax.Array], x: jax.Array, cells: int, times: int = 1) -> jax.Array:
     """`form` of so many images at a time that temporaries of `cells` numbers for each fit `times * CELLS`."""
-    images = images_at_once(x.shape[0], cells, times)
-    if images == x.shape[0]:
-        return form(x)
+    return some_images(form, [x], images_at_once(x.shape[0], cells, times))
+
+
+def some_images(form: Callable[..., Any], arrays: Sequence[jax.Array], images: int) -> Any:
+    """`form` of so many images of all arrays at a time."""
+    count = arrays[0].shape[0] // images
+    if count == 1:
+        return form(*arrays)
     # Cut out in the loop: an axis of one image in front of it would be laid out anew, as a copy of the whole input.
-    count = x.shape[0] // images
-    return put_together(lambda i: form(block(x, i, count, axis=0)), count, x, axis=0)
+    return put_together(lambda i: form(*(block(a, i, count, axis=0) for a in arrays)), count, arrays[0], axis=0)
 
 
-def put_together(form: Callable[[jax.Array | int], jax.Array], count: int, like: jax.Array, axis: int) -> jax.Array:
-    """`form(i)` for so many i, one after the other, each written to its place along an axis."""
-    part = jax.eval_shape(lambda: form(0))
-    shape = (*part.shape[:axis], count * part.shape[axis], *part.shape[axis + 1 :])
-
-    def put(i: jax.Array, z: jax.Array) -> jax.Array:
-        return lax.dynamic_update_slice_in_dim(z, form(i), i * part.shape[axis], axis, allow_negative_indices=False)
-
+def put_together(form: Callable[[jax.Array | int], Any], count: int, like: jax.Array, axis: int) -> Any:
+    """`form(i)` for so many i, one after the other, each of its arrays written to its place along an axis."""
     # Any number will do, as all are overwritten. Zeros would be one array for all layers, kept, and copied for each.
     number = lax.slice(like, (0,) * like.ndim, (1,) * like.ndim).reshape(())
-    return lax.fori_loop(0, count, put, jnp.broadcast_to(number, shape))
+
+    def whole(part: jax.ShapeDtypeStruct) -> jax.Array:
+        shape = (*part.shape[:axis], count * part.shape[axis], *part.shape[axis + 1 :])
+        return jnp.broadcast_to(number.astype(part.dtype), shape)
+
+    def put(i: jax.Array, wholes: Any) -> Any:
+        def put_one(whole: jax.Array, part: jax.Array) -> jax.Array:
+            at = i * part.shape[axis]
+            return lax.dynamic_update_slice_in_dim(whole, part, at, axis, allow_negative_indices=False)
+
+        return jax.tree.map(put_one, wholes, form(i))
+
+    return lax.fori_loop(0, count, put, jax.tree.map(whole, jax.eval_shape(lambda: form(0))))
 
 
 def map_blocks(form: Callable[..., jax.Array], x: jax.Array, g: ConvGeometry, blocks: Blocks) -> jax.Array:

@@ -18,7 +18,7 @@ import numpy as np
 from jax import lax
 
 from .._geometry import Window, dilated_size, transposed
-from ._windows import Choice, axis_sum, pad_axes, spatial_axes
+from ._windows import Choice, axis_sum, pad_axes, spatial_axes, sum_form, window_sum
 
 # More windows than this that reach a cell are given back axis by axis, or looped over.
 WINDOWS_AT_ONCE = 16
@@ -42,6 +42,8 @@ def even_form(w: Window) -> Choice:
     """The form of an even upsampling."""
     if all(k == s for k, s in zip(w.window_shape, w.strides, strict=True)):
         return "windows back", "windows do not overlap: delta is repeated"
+    if w.strides == (1,) and sum_form(transposed(w))[0] == "reduced windows":
+        return "reduced windows", "the transpose of a sum in one dimension is one"
     return "axis by axis", "the transpose of a sum, along each axis alone"
 
 
@@ -64,8 +66,11 @@ def unpool(values: jax.Array, winners: jax.Array, w: Window) -> jax.Array:
 
 def evenly(delta: jax.Array, w: Window) -> jax.Array:
     """Give each delta to every input cell of its window: the transpose of a sum over windows."""
-    if even_form(w)[0] == "windows back":
-        return _windows_back(w, [Written(delta, _add)])[0]
+    match even_form(w)[0]:
+        case "windows back":
+            return _windows_back(w, [Written(delta, _add)])[0]
+        case "reduced windows":
+            return window_sum(delta, transposed(w))
     for i in range(w.rank):
         if w.strides[i] == 1 and w.output_shape[i] != 1:
             delta = axis_sum(delta, transposed(w), i)
