@@ -373,16 +373,20 @@ def test_integers_have_no_gradient(op):
     assert pullback(np.zeros(y.shape, jax.dtypes.float0))[0].dtype == jax.dtypes.float0
 
 
-@pytest.mark.parametrize("padding", ["SAME", "VALID", ((1, 0), (0, 1))], ids=str)
-def test_symbolic_sizes_under_a_constraint(padding):
+@pytest.mark.parametrize("window", [(3, 2), (2,), (3,), (9,), (2, 2, 3)], ids=str)
+@pytest.mark.parametrize("padding", ["SAME", "VALID", (1, 0)], ids=str)
+def test_symbolic_sizes_under_a_constraint(window, padding):
     """One program for images of every size that a constraint makes large enough."""
-    shape = jax.export.symbolic_shape("batch, height, width, 2", constraints=["height >= 8", "width >= 8"])
+    names = ["height", "width", "depth"][: len(window)]
+    shape = jax.export.symbolic_shape(", ".join(["batch", *names, "2"]), constraints=[f"{n} >= 9" for n in names])
+    strides, pads = (2,) * len(window), padding if isinstance(padding, str) else (padding,) * len(window)
 
     def gradients(ops):
         pools = ops.max_pool, ops.avg_pool, ops.min_pool
-        return jax.jit(jax.grad(lambda x: sum((pool(x, (3, 2), (2, 2), padding) ** 2).sum() for pool in pools)))
+        return jax.jit(jax.grad(lambda x: sum((pool(x, window, strides, pads) ** 2).sum() for pool in pools)))
 
     exported = jax.export.export(gradients(jaxbp))(jax.ShapeDtypeStruct(shape, jnp.float32))
-    for size in ((1, 8, 9, 2), (3, 13, 10, 2)):
-        x = jnp.asarray(np.random.default_rng(0).permutation(math.prod(size)).reshape(size), jnp.float32)
+    for batch, sizes in ((1, (9, 10, 11)), (3, (13, 10, 9))):
+        size = (batch, *sizes[: len(window)], 2)
+        x = jnp.asarray(np.random.default_rng(0).permutation(math.prod(size)).reshape(size) / 100, jnp.float32)
         chex.assert_trees_all_close(exported.call(x), gradients(jaxbp.automatic)(x), rtol=2e-5, atol=2e-5)

@@ -47,7 +47,7 @@ def evenly(delta: jax.Array, w: Window) -> jax.Array:
 
 def _padded_copies(w: Window) -> int:
     """Whether views are cut out of a padded copy: 1 or 0."""
-    return int(any(end > 0 for pair in read_padding(w) for end in pair))
+    return int(any(not is_static([end]) or end > 0 for pair in read_padding(w) for end in pair))
 
 
 def _some_at_a_time(form: Callable[..., Any], w: Window, times: int, *arrays: jax.Array) -> Any:

@@ -43,7 +43,7 @@ def sum_form(w: Window) -> Choice:
     """The form of a sum over windows."""
     if 1 in w.output_shape:
         return "axis by axis", "one window along an axis: one reduction"
-    if w.rank == 1 and w.taps <= FEW_TAPS and min(read_padding(w)[0]) >= 0:
+    if w.rank == 1 and w.taps <= FEW_TAPS and is_static(pads := read_padding(w)[0]) and min(pads) >= 0:
         return "reduced windows", "few cells in one dimension: the compiler's own loop, which needs no padded copy"
     return max_form(w)
 
