@@ -333,6 +333,22 @@ def test_blocks_of_every_size(form, cells, case):
         check(form, case)
 
 
+@pytest.mark.parametrize(
+    ("function", "map"),
+    [(_evaluation.forward, "forward"), (_evaluation.input_grad, "input"), (_evaluation.kernel_grad, "kernel")],
+    ids=["forward", "input", "kernel"],
+)
+@settings(max_examples=12)
+@given(case=convolutions())
+def test_products_of_one_image_at_a_time(function, map, case):
+    case = apart(case)
+    assume(fits(case))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_blocks, "CELLS", 1)
+        patch.setattr(_evaluation, "MOST_WRITTEN", 1)
+        check(Form(function, map, apart), case)
+
+
 @pytest.mark.parametrize("form", [f for f in FORMS if f.function.__module__.endswith("_multiply_add")], ids=name_of)
 @pytest.mark.parametrize(("terms", "cells"), [(1, 1), (4, 1 << 20)], ids=["one by one", "some"])
 @settings(max_examples=10)

@@ -17,6 +17,8 @@ from ._windows import pad_axes
 
 # A block's largest temporary, in numbers: 4 MiB of float32.
 CELLS = 1 << 20
+# A temporary of more numbers is worth a loop, where a form without one would be faster.
+MOST_WRITTEN = 7 << 20
 
 
 class Blocks(NamedTuple):

@@ -27,7 +27,17 @@ from . import (
     _winograd,
     _winograd_choice,
 )
-from ._blocks import block, cut, largest_divisor, map_blocks, map_images, put_together, sum_blocks
+from ._blocks import (
+    MOST_WRITTEN,
+    block,
+    cut,
+    largest_divisor,
+    map_blocks,
+    map_images,
+    put_together,
+    sum_blocks,
+    sum_images,
+)
 from ._choice import forward_form
 from ._kernel_grad_choice import kernel_grad_form
 from ._limits import as_blocks
@@ -63,11 +73,13 @@ def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry, back: bool = False
             return _phases.forward(x, kernel, g, partial(forward, back=back))
         case "transposed product":
             g = g._replace(window=as_blocks(transposed(w)))
-            return _product.transposed(x, kernel if back else rotated(), g)
+            put_in_place = partial(_product.transposed, kernel=kernel if back else rotated(), g=g)
+            return _copied_blocks(put_in_place, x, g.window, features)
     kernel = rotated() if back else kernel
     match name:
         case "product":
-            return _product.forward(x, kernel, g._replace(window=as_blocks(w)))
+            g = g._replace(window=as_blocks(w))
+            return _copied_blocks(partial(_product.forward, kernel=kernel, g=g), x, g.window, x.shape[-1])
         case "sub-pixel":
             return _subpixel.forward(x, kernel, g, forward, partial(map_images, times=4))
         case "image by image":
@@ -130,7 +142,11 @@ def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry, mapped: bool = 
         case "mirrored rows":
             return mirrored(alone(_taps.rows_kernel_grad))
         case "product":
-            return _product.kernel_grad(x, delta, g._replace(window=as_blocks(w)))
+            g = g._replace(window=as_blocks(w))
+            cells = math.prod(w.input_shape) * c
+            if _keeps_order(g.window) or x.shape[0] * cells < MOST_WRITTEN:
+                return _product.kernel_grad(x, delta, g)
+            return sum_images(partial(_product.kernel_grad, g=g), x, delta, cells, times=2)
         case "multiply-add":
             return _multiply_add.kernel_grad(x, delta, g)
         case "group by group":
@@ -171,6 +187,19 @@ def _padded(x: jax.Array, g: ConvGeometry) -> tuple[jax.Array, ConvGeometry]:
     w = g.window
     x = written(pad_axes(x, range(1, w.rank + 1), read_padding(w), 0))
     return x, g._replace(window=w.unpadded(x.shape[1:-1]))
+
+
+def _copied_blocks(form: Callable[[jax.Array], jax.Array], x: jax.Array, w: Window, channels: int) -> jax.Array:
+    """The product of windows that are blocks, of some images at a time where a copy of all their cells is large."""
+    cells = math.prod(w.input_shape) * channels
+    if _keeps_order(w) or x.shape[0] * cells < MOST_WRITTEN:
+        return form(x)
+    return map_images(form, x, cells, times=2)
+
+
+def _keeps_order(w: Window) -> bool:
+    """Whether cells stand in the order of their windows: of one cell each, or a single one."""
+    return w.taps == 1 or math.prod(w.output_shape) == 1
 
 
 def _in_blocks(form: Callable[..., jax.Array], x: jax.Array, g: ConvGeometry, cells: int, times: int = 1) -> jax.Array:

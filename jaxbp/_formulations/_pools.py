@@ -14,10 +14,7 @@ from jax import lax
 
 from .._geometry import Window, dilated_size, is_static, read_padding
 from . import _upsample, _windows
-from ._blocks import images_at_once, some_images
-
-# Numbers that a form may write on the way.
-MOST_WRITTEN = 7 << 20
+from ._blocks import MOST_WRITTEN, images_at_once, some_images
 
 
 def max_and_winners(x: jax.Array, w: Window) -> tuple[jax.Array, jax.Array]:
