@@ -373,6 +373,24 @@ def test_integers_have_no_gradient(op):
     assert pullback(np.zeros(y.shape, jax.dtypes.float0))[0].dtype == jax.dtypes.float0
 
 
+@pytest.mark.parametrize("op", ["avg_pool", "sum_pool", "lp_pool", "max_pool"])
+@pytest.mark.parametrize("padding", ["SAME", "VALID"])
+@pytest.mark.parametrize("strides", [1, 2])
+@pytest.mark.parametrize("window", [(3,), (2, 3), (3, 3), (2, 2, 2)], ids=str)
+def test_second_derivatives_of_every_form_of_pool(op, window, strides, padding):
+    """Of short sums, too, which are the compiler's own loop."""
+    x = jnp.asarray(np.random.default_rng(0).uniform(0.5, 1.5, (2, *(7, 6, 5)[: len(window)], 3)), jnp.float32)
+
+    def pull_twice(ops):
+        def loss(x):
+            return (getattr(ops, op)(x, window, (strides,) * len(window), padding) ** 3).sum()
+
+        return jax.jit(jax.grad(lambda x: (jax.grad(loss)(x) * jnp.cos(x)).sum()))(x)
+
+    right = pull_twice(jaxbp.automatic)
+    chex.assert_trees_all_close(pull_twice(jaxbp), right, rtol=2e-5, atol=2e-5 * float(jnp.abs(right).max()))
+
+
 @pytest.mark.parametrize("window", [(3, 2), (2,), (3,), (9,), (2, 2, 3)], ids=str)
 @pytest.mark.parametrize("padding", ["SAME", "VALID", (1, 0)], ids=str)
 def test_symbolic_sizes_under_a_constraint(window, padding):

@@ -42,8 +42,8 @@ def even_form(w: Window) -> Choice:
     """The form of an even upsampling."""
     if all(k == s for k, s in zip(w.window_shape, w.strides, strict=True)):
         return "windows back", "windows do not overlap: delta is repeated"
-    if w.strides == (1,) and sum_form(transposed(w))[0] == "reduced windows":
-        return "reduced windows", "the transpose of a sum in one dimension is one"
+    if set(w.strides) == {1} and sum_form(transposed(w))[0] == "reduced windows":
+        return "reduced windows", "the transpose of a sum at stride 1 is one"
     return "axis by axis", "the transpose of a sum, along each axis alone"
 
 

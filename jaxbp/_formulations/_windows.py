@@ -1,8 +1,8 @@
 """Sums and maxima over windows. No scatter. The way back is in `_upsample.py`.
 
 Arrays are (*batch, *spatial, C). A tap is a cell of the window; taps are counted in row-major order. Forms read one
-strided view of the padded input per tap: of all taps at once, or of those along one axis after the other; short sums in
-one dimension are the compiler's own loop.
+strided view of the padded input per tap: of all taps at once, or of those along one axis after the other; short sums
+are the compiler's own loop.
 """
 
 import functools
@@ -43,9 +43,17 @@ def sum_form(w: Window) -> Choice:
     """The form of a sum over windows."""
     if 1 in w.output_shape:
         return "axis by axis", "one window along an axis: one reduction"
-    if w.rank == 1 and w.taps <= FEW_TAPS and is_static(pads := read_padding(w)[0]) and min(pads) >= 0:
-        return "reduced windows", "few cells in one dimension: the compiler's own loop, which needs no padded copy"
+    if _suits_reduced_windows(w):
+        return "reduced windows", "few cells in a window: the compiler's own loop, which needs no padded copy"
     return max_form(w)
+
+
+def _suits_reduced_windows(w: Window) -> bool:
+    """Whether the compiler's own loop is fast: of few cells, in one dimension, or in two where padding is read."""
+    pads = [end for pair in read_padding(w) for end in pair]
+    if w.rank not in (1, 2) or w.taps > FEW_TAPS or not is_static(pads) or min(pads) < 0:
+        return False
+    return w.rank == 1 or max(pads) > 0
 
 
 def max_and_winners(x: jax.Array, w: Window) -> tuple[jax.Array, jax.Array]:
@@ -92,10 +100,11 @@ def window_sum(x: jax.Array, w: Window) -> jax.Array:
     if form == "views":
         return functools.reduce(jnp.add, tap_views(x, w, 0))
     if form == "reduced windows":
-        batch = x.ndim - 2
+        batch = x.ndim - 1 - w.rank
         sizes, strides, dilation = ((*(1,) * batch, *values, 1) for values in (w.window_shape, w.strides, w.dilation))
         padding = (*((0, 0),) * batch, *read_padding(w), (0, 0))
-        return lax.reduce_window(x, jnp.zeros((), x.dtype), lax.add, sizes, strides, padding, None, dilation)
+        # A zero that is known: of any other number the sum would have no derivative.
+        return lax.reduce_window(x, np.zeros((), x.dtype), lax.add, sizes, strides, padding, None, dilation)
     for i in range(w.rank):
         x = axis_sum(x, w, i)
     return x
