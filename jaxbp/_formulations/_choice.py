@@ -161,8 +161,8 @@ def _suits_few_parts(g: ConvGeometry, batch: int, channels: int, features: int) 
 def _suits_few_cells(g: ConvGeometry, batch: int, channels: int, features: int) -> bool:
     """Whether a rotated copy of the weights would be larger than the parts of the few cells."""
     cells = batch * math.prod(g.window.input_shape)
-    alone = g.feature_group_count == 1 < g.window.taps and set(g.window.strides) == {1}
-    return alone and channels >= max(FEW_FEATURES, cells / 4) and _has_few_parts(g.window, features)
+    several = g.window.taps > 1 and set(g.window.strides) == {1}
+    return several and channels >= max(FEW_FEATURES, cells / 4) and _has_few_parts(g.window, features)
 
 
 def _has_few_parts(w: Window, features: int) -> bool:
@@ -191,7 +191,7 @@ def _suits_bands(g: ConvGeometry, batch: int, channels: int, features: int) -> b
 def _suits_side_by_side(g: ConvGeometry, batch: int, channels: int, features: int) -> bool:
     """Whether narrow images make several tasks together, and so much work that two copies are little of it."""
     w = g.window
-    if w.rank != 2 or {*w.input_dilation, g.feature_group_count} != {1}:
+    if w.rank != 2:
         return False
     copied = math.prod(w.strides) * channels + features
     if MULTIPLICATIONS * copied > w.taps * channels * features:

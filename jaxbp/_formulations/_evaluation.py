@@ -143,10 +143,9 @@ def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry, mapped: bool = 
             return mirrored(alone(_taps.rows_kernel_grad))
         case "product":
             g = g._replace(window=as_blocks(w))
-            cells = math.prod(w.input_shape) * c
-            if _keeps_order(g.window) or x.shape[0] * cells < MOST_WRITTEN:
+            if not _copies_much(g.window, x.shape[0], c):
                 return _product.kernel_grad(x, delta, g)
-            return sum_images(partial(_product.kernel_grad, g=g), x, delta, cells, times=2)
+            return sum_images(partial(_product.kernel_grad, g=g), x, delta, math.prod(w.input_shape) * c, times=2)
         case "multiply-add":
             return _multiply_add.kernel_grad(x, delta, g)
         case "group by group":
@@ -191,15 +190,15 @@ def _padded(x: jax.Array, g: ConvGeometry) -> tuple[jax.Array, ConvGeometry]:
 
 def _copied_blocks(form: Callable[[jax.Array], jax.Array], x: jax.Array, w: Window, channels: int) -> jax.Array:
     """The product of windows that are blocks, of some images at a time where a copy of all their cells is large."""
-    cells = math.prod(w.input_shape) * channels
-    if _keeps_order(w) or x.shape[0] * cells < MOST_WRITTEN:
+    if not _copies_much(w, x.shape[0], channels):
         return form(x)
-    return map_images(form, x, cells, times=2)
+    return map_images(form, x, math.prod(w.input_shape) * channels, times=2)
 
 
-def _keeps_order(w: Window) -> bool:
-    """Whether cells stand in the order of their windows: of one cell each, or a single one."""
-    return w.taps == 1 or math.prod(w.output_shape) == 1
+def _copies_much(w: Window, batch: int, channels: int) -> bool:
+    """Whether cells are many, and not in the order of their windows: of one cell each, or a single one."""
+    in_order = w.taps == 1 or math.prod(w.output_shape) == 1
+    return not in_order and batch * math.prod(w.input_shape) * channels >= MOST_WRITTEN
 
 
 def _in_blocks(form: Callable[..., jax.Array], x: jax.Array, g: ConvGeometry, cells: int, times: int = 1) -> jax.Array:

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 from jax import lax
 
-from .._geometry import Window, dilated_size, is_static, read_padding
+from .._geometry import Window, is_static, read_padding
 from . import _upsample, _windows
 from ._blocks import MOST_WRITTEN, images_at_once, some_images
 
@@ -31,8 +31,7 @@ def window_sum(x: jax.Array, w: Window) -> jax.Array:
 
 def by_winners(delta: jax.Array, winners: jax.Array, w: Window, chosen: bool = False) -> jax.Array:
     """`_upsample.by_winners`: along each axis copies of delta and of the winners; or of both, and wide winners."""
-    overlap = any(dilated_size(k, d) > s for k, d, s in zip(w.window_shape, w.dilation, w.strides, strict=True))
-    times = 2 * w.rank if _upsample.winners_form(w, chosen)[0] == "axis by axis" else 3 * overlap
+    times = 2 * w.rank if _upsample.winners_form(w, chosen)[0] == "axis by axis" else 3 * _windows.overlaps(w)
     return _some_at_a_time(partial(_upsample.by_winners, w=w, chosen=chosen), w, times, delta, winners)
 
 

@@ -79,8 +79,7 @@ def max_and_winners(x: jax.Array, w: Window) -> tuple[jax.Array, jax.Array]:
             best, winner = _run(w, i, (best, winner), (lowest(x.dtype), 0), _better, later_tap)
     # Where every cell is as low as the padding, the first one that is not padding has won.
     winner = jnp.where(best == jnp.array(lowest(x.dtype), x.dtype), _first_inside(w, best), winner)
-    overlap = any(dilated_size(k, d) > s for k, d, s in zip(w.window_shape, w.dilation, w.strides, strict=True))
-    if overlap or (is_static(x.shape[-1:]) and x.shape[-1] < FEW_CHANNELS):
+    if overlaps(w) or (is_static(x.shape[-1:]) and x.shape[-1] < FEW_CHANNELS):
         winner = written(winner)
     return best, winner.astype(winner_dtype(w.taps))
 
@@ -141,6 +140,11 @@ def first_axis(w: Window, x: jax.Array) -> Window:
 def spatial_axes(w: Window, ndim: int) -> range:
     """The axes of an array (*batch, *spatial, C) over which the window slides."""
     return range(ndim - 1 - w.rank, ndim - 1)
+
+
+def overlaps(w: Window) -> bool:
+    """Whether windows span more cells along an axis than they step."""
+    return any(dilated_size(k, d) > s for k, d, s in zip(w.window_shape, w.dilation, w.strides, strict=True))
 
 
 def tap_views(x: jax.Array, w: Window, fill: float | int | bool, trailing: int = 1) -> Iterator[jax.Array]:
