@@ -388,7 +388,7 @@ def test_every_form_is_tested():
             *("block", "cut", "images_at_once", "largest_divisor"),
             *("map_blocks", "map_images", "put_together", "some_images", "sum_blocks", "sum_images"),
         },
-        "_product": {"over_positions"},
+        "_product": {"over_positions", "read_across"},
         "_inside": {"share_inside"},
         "_winograd": {"blocks", "tile_counts"},
         "_phases": {"phases"},
@@ -412,7 +412,26 @@ def test_every_form_is_tested():
 def test_sum_over_positions(positions, channels, features):
     """In either order, in halves or not."""
     x, delta = integers(1, (positions, channels)), integers(2, (positions, features))
-    assert_exact(_product.over_positions(jnp.asarray(x), jnp.asarray(delta), None), x.T @ delta)
+    for product in (_product.over_positions, _product.read_across):
+        assert_exact(product(jnp.asarray(x), jnp.asarray(delta), None), x.T @ delta)
+
+
+@pytest.mark.parametrize("channels, features", [(64, 256), (256, 64), (256, 256)])
+def test_a_kernel_gradient_reads_both_factors_along_memory(channels, features):
+    """Of one that is read across, XLA:CPU makes a slower product; and it would undo an exchange if it saw one."""
+
+    def gradient(x, delta):
+        window = conv_window("test", x.shape, (1, 1, channels, features), 1, "VALID", 1, 1, 1)
+        return _evaluation.kernel_grad(x, delta, ConvGeometry(window, 1))
+
+    x, delta = integers(1, (3, 2, 14, 14, channels)), integers(2, (3, 2, 14, 14, features))
+    products = jax.jit(gradient).lower(x[0], delta[0]).compile().as_text().split(" dot(")[1:]
+    assert len(products) == 1
+    assert "lhs_contracting_dims={1}, rhs_contracting_dims={0}" in products[0]
+    expected = np.einsum("bnhwc,bnhwo->bco", x, delta)
+    assert_exact(jax.vmap(jax.jit(gradient))(x, delta).reshape(expected.shape), expected)
+    slope = jax.jit(jax.grad(lambda x: gradient(x, delta[0]).sum()))(x[0])
+    assert_exact(slope, np.broadcast_to(delta[0].sum(-1, keepdims=True), x[0].shape))
 
 
 def strings(node, kind):

@@ -50,7 +50,7 @@ def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
             exchanged = kernel_grad(delta, x, g._replace(window=transposed(w)))
             return _textbook.taken_back(exchanged, groups)
         case "product":
-            return _product.kernel_grad(x, delta, g._replace(window=as_blocks(w)))
+            return _product.kernel_grad(x, delta, g._replace(window=as_blocks(w)), _product.read_across)
         case "phases":
             return _phases.kernel_grad(x, delta, g, kernel_grad)
         case "reductions":

@@ -15,7 +15,7 @@ import numpy as np
 
 from .._geometry import ConvGeometry, Window, outputs_inside
 from ._blocks import map_images, sum_images
-from ._product import over_positions
+from ._product import read_across
 from ._windows import gather_cells, pad_axes
 
 Slices = tuple[slice, ...]
@@ -45,7 +45,7 @@ def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
     def products(x: jax.Array, delta: jax.Array) -> jax.Array:
         none = jnp.zeros_like(x, shape=(channels, features))
         by_tap = {
-            tap: over_positions(
+            tap: read_across(
                 _cut_out(x, cells).reshape(-1, channels), _cut_out(delta, places).reshape(-1, features), g.precision
             )
             for tap, cells, places in _rectangles(w)

@@ -1,5 +1,6 @@
 """Matrix products: convolutions whose windows do not overlap, where every input cell meets one position only."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,6 +14,9 @@ from ._windows import pad_axes
 # Where the measurements change sides.
 WIDE = 256
 FEW_OUTPUTS = 1 << 14
+FEWEST_TERMS = 3 << 19  # positions times outputs, for which a copy of the narrower factor is worth it
+FEWEST_COLUMNS = 64  # of that copy
+MOST_COPIED = 1 << 20  # its numbers
 
 
 def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
@@ -28,19 +32,31 @@ def transposed(delta: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Arra
     return _rows_as_windows(rows, w)
 
 
-def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
-    """The windows in rows, times delta, summed over all positions."""
-    rows = _windows_as_rows(x, g.window)
-    rows, delta = rows.reshape(-1, rows.shape[-1]), delta.reshape(-1, delta.shape[-1])
-    product = over_positions(rows, delta, g.precision)
-    return product.reshape(*g.window.window_shape, x.shape[-1], delta.shape[-1])
-
-
 def over_positions(x: jax.Array, delta: jax.Array, precision: Any, parts: int = 1) -> jax.Array:
     """(..., C, O), the sum of x times delta over the positions of (..., positions, C) and (..., positions, O).
 
-    A product reads one of them across memory: the narrower one. Its sum is taken in equal parts where that is asked
-    for (they are more exact); a long one of few but wide rows in two, as a single product leaves a core without work.
+    XLA:CPU's fast products read their first factor along memory, and here it would be read across: so it is an
+    exchanged copy of the narrower factor, where it is worth one.
+    """
+    narrow, wide = sorted((x, delta), key=_cost_across)
+    if x.ndim > 2 or parts > 1 or not _suits_a_copy(narrow, wide):
+        return read_across(x, delta, precision, parts)
+    # Behind a barrier, as the compiler would fold the exchange into the product; so would it that of the result.
+    product = jnp.matmul(lax.optimization_barrier(narrow.T), wide, precision=precision)
+    return product if narrow is x else lax.optimization_barrier(product).T
+
+
+def _suits_a_copy(narrow: jax.Array, wide: jax.Array) -> bool:
+    """Whether the copy of the narrower factor stays in the cache and costs little of a product that is not tiny."""
+    few = narrow.shape[-1] < FEWEST_COLUMNS or narrow.size * wide.shape[-1] < FEWEST_TERMS
+    return not few and narrow.size <= MOST_COPIED
+
+
+def read_across(x: jax.Array, delta: jax.Array, precision: Any, parts: int = 1) -> jax.Array:
+    """The same without a copy: a product that reads the narrower factor across memory.
+
+    Its sum is taken in equal parts where that is asked for (they are more exact); a long one of few but wide rows in
+    two, as a single product leaves a core without work.
     """
     narrow, wide = sorted((x, delta), key=_cost_across)
     positions, columns = wide.shape[-2:]
@@ -55,8 +71,15 @@ def over_positions(x: jax.Array, delta: jax.Array, precision: Any, parts: int = 
         product = jnp.matmul(narrow.swapaxes(-2, -1), wide, precision=precision)
         if narrow is not x and positions * (_cost_across(wide) - _cost_across(narrow)) >= 3 * outputs:
             # Exchanged as it is, the compiler would exchange the factors again. Worth a copy of the outputs.
-            product = written(product)
+            product = lax.optimization_barrier(product)
     return product if narrow is x else product.swapaxes(-2, -1)
+
+
+def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry, product: Callable = over_positions) -> jax.Array:
+    """The windows in rows, times delta, summed over all positions."""
+    rows = _windows_as_rows(x, g.window)
+    rows, delta = rows.reshape(-1, rows.shape[-1]), delta.reshape(-1, delta.shape[-1])
+    return product(rows, delta, g.precision).reshape(*g.window.window_shape, x.shape[-1], delta.shape[-1])
 
 
 def _cost_across(a: jax.Array) -> float:
@@ -71,7 +94,8 @@ def _windows_as_rows(x: jax.Array, w: Window) -> jax.Array:
     if w.taps == 1:
         axes = range(1, w.rank + 1)
         x = pad_axes(x, axes, read_padding(w), 0)
-        return lax.slice(x, (0,) * x.ndim, x.shape, (1, *w.strides, 1))
+        x = lax.slice(x, (0,) * x.ndim, x.shape, (1, *w.strides, 1))
+        return x if set(w.strides) <= {1} else written(x)
     x = pad_axes(x, range(1, w.rank + 1), _whole_blocks(w), 0)
     x = x.reshape(n, *_split(w, channels))
     x = x.transpose(0, *range(1, 2 * w.rank, 2), *range(2, 2 * w.rank + 1, 2))
