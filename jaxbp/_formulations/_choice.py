@@ -27,8 +27,9 @@ from ._limits import (
     apart,
     as_blocks,
     gathers_much,
+    has_few_positions,
     is_short_sum,
-    suits_inside,
+    reads_much_padding,
     suits_multiply_add,
 )
 from ._windows import Choice
@@ -82,10 +83,12 @@ def forward_form(g: ConvGeometry, batch: int, channels: int, features: int, back
         return "group by group", "grouped convolutions run as if dense"
     if set(w.strides) <= {1} and _suits_few_parts(g, batch, channels, features):
         return "project then add", "few outputs: one matrix product, then shifted sums"
-    if suits_inside(g, batch, channels, features):
-        return "inside", "much padding, or few positions for the weights: every tap by itself, without the zeros"
+    if reads_much_padding(g, channels, features):
+        return "inside", "much padding: every tap by itself, without the zeros"
     if tiles := forward_tiles(g, batch, channels, features):
         return tiles
+    if has_few_positions(g, batch, channels, features):
+        return "inside", "few positions for the weights: every tap by itself, without the zeros"
     if back and _suits_few_cells(g, batch, channels, features):
         return "project then add", "few cells for the weights, which are read as they are: each cell times all of them"
     if w.rank > 2 and w.window_shape[0] <= MAX_TAPS:

@@ -21,9 +21,10 @@ from ._limits import (
     apart,
     as_blocks,
     gathers_much,
+    has_few_positions,
     is_short_sum,
     kernel_grad_over_zeros,
-    suits_inside,
+    reads_much_padding,
     suits_multiply_add,
 )
 from ._windows import Choice
@@ -51,8 +52,12 @@ def kernel_grad_form(g: ConvGeometry, batch: int, channels: int, features: int) 
         return "product", "windows do not overlap: one matrix product"
     if groups == 1 and apart(as_blocks(transposed(w))):
         return "mirrored", "the same sum with input and delta exchanged: windows do not overlap"
-    if suits_inside(g, batch, channels, features):
-        return "inside", "much padding, or few positions for the weights: every tap by itself, without the zeros"
+    if reads_much_padding(g, channels, features):
+        return "inside", "much padding: every tap by itself, without the zeros"
+    if tiles := kernel_grad_tiles(g, batch, channels, features):
+        return tiles
+    if has_few_positions(g, batch, channels, features):
+        return "inside", "few positions for the weights: every tap by itself, without the zeros"
     if groups == 1 and w.rank > 2 and w.window_shape[0] <= MAX_TAPS:
         return "fold", "no fast convolution beyond two dimensions: the first axis becomes channels and images"
     if w.rank == 0:
@@ -63,8 +68,6 @@ def kernel_grad_form(g: ConvGeometry, batch: int, channels: int, features: int) 
         return "grouped taps", "grouped convolutions run as if dense; few channels in a group: some groups at once"
     if groups > 1:
         return "group by group", "grouped convolutions run as if dense"
-    if tiles := kernel_grad_tiles(g, batch, c, o):
-        return tiles
     if _suits_no_views(g, batch, c):
         return "textbook", "few images, and a delta smaller than the input: the compiler's own sum is fast"
     if w.rank == 2 and _suits_mirrored_views(g, batch, c, o):

@@ -68,13 +68,21 @@ def suits_multiply_add(w: Window, channels: int) -> bool:
     return channels * w.taps <= MULTIPLY_ADD_TERMS
 
 
-def suits_inside(g: ConvGeometry, batch: int, channels: int, features: int) -> bool:
-    """Whether much of what a few taps read is padding, or they have few positions; and products are not too narrow."""
-    w = g.window
-    if {*w.input_dilation, g.feature_group_count} != {1} or not 1 < w.taps <= FEW_VIEWS:
-        return False
-    few_positions = MANY_WEIGHTS * batch * math.prod(w.output_shape) <= channels * features
-    return min(channels, features) >= FEW_FEATURES and (few_positions or _inside.share_inside(w) <= MOST_INSIDE)
+def reads_much_padding(g: ConvGeometry, channels: int, features: int) -> bool:
+    """Whether much of what a few taps read is padding, and products are not too narrow."""
+    return _suits_inside(g, channels, features) and _inside.share_inside(g.window) <= MOST_INSIDE
+
+
+def has_few_positions(g: ConvGeometry, batch: int, channels: int, features: int) -> bool:
+    """Whether a few taps have few positions for their weights, and products are not too narrow."""
+    positions = batch * math.prod(g.window.output_shape)
+    return _suits_inside(g, channels, features) and MANY_WEIGHTS * positions <= channels * features
+
+
+def _suits_inside(g: ConvGeometry, channels: int, features: int) -> bool:
+    """Whether taps are few, and their products not too narrow."""
+    dense = {*g.window.input_dilation, g.feature_group_count} == {1}
+    return dense and 1 < g.window.taps <= FEW_VIEWS and min(channels, features) >= FEW_FEATURES
 
 
 def gathers_much(w: Window, batch: int, channels: int) -> bool:

@@ -35,16 +35,18 @@ OUTPUTS, INPUTS = 2, 4
 def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry, back: bool = False) -> jax.Array:
     """Tiles of the input times the transformed weights, put together to outputs.
 
-    Taken back, of delta, the window is rotated and the sum over the kernel's features; no copy of it has to be.
+    Taken back, of delta, the sum is over the kernel's features, and the window is rotated: the weights of m2 and m3
+    change places, and nothing else. So the tiles do that instead, and both sums transform the kernel once.
     """
     *_, channels, features = kernel.shape
     taps = kernel.reshape(-1, channels * features)
-    weights = jnp.matmul(_weights(g.window.rank, kernel.dtype, rotated=back), taps).reshape(-1, channels, features)
+    weights = jnp.matmul(_weights(g.window.rank, kernel.dtype), taps).reshape(-1, channels, features)
 
     def outputs(x: jax.Array, g: ConvGeometry) -> jax.Array:
         counts = tile_counts(g)
-        products = jnp.einsum("pto,pco->ptc" if back else "ptc,pco->pto", _tiles_of_input(x, counts), weights)
-        z = _from_products(products, x.shape[0], counts)
+        tiles = _tiles_of_input(x, counts, back)
+        products = jnp.einsum("pto,pco->ptc" if back else "ptc,pco->pto", tiles, weights)
+        z = _from_products(products, x.shape[0], counts, back)
         return z[(slice(None), *(slice(out) for out in g.window.output_shape))]
 
     return map_blocks(outputs, x, g, blocks(g, x.shape[0], channels, features))
@@ -64,13 +66,17 @@ def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
 
 
 def blocks(g: ConvGeometry, batch: int, channels: int, features: int, kernel_grad: bool = False) -> Blocks:
-    """Blocks that leave the cache to large weights, or to a kernel's gradient's two arrays of tiles."""
+    """Blocks that leave the cache to large weights; of a kernel's gradient, fewer the larger what they add up to is."""
     rank = g.window.rank
     per_output = (INPUTS // OUTPUTS) ** rank * max(channels, features)
-    image = per_output * math.prod(g.window.output_shape)
-    large_weights = INPUTS**rank * channels * features >= CELLS
-    twice = not (large_weights or kernel_grad) if image <= CELLS else image <= 2 * CELLS
-    return cut(g, batch, per_output, OUTPUTS, times=2 if twice else 1)
+    image, weights = per_output * math.prod(g.window.output_shape), INPUTS**rank * channels * features
+    if kernel_grad and 4 * weights >= CELLS:
+        times = 2 if weights < 2 * CELLS else 4
+    elif image > CELLS:
+        times = 2 if image <= 2 * CELLS else 1
+    else:
+        times = 1 if kernel_grad or weights >= CELLS else 2
+    return cut(g, batch, per_output, OUTPUTS, times=times)
 
 
 def tile_counts(g: ConvGeometry) -> list[int]:
@@ -78,19 +84,18 @@ def tile_counts(g: ConvGeometry) -> list[int]:
     return [-(-out // OUTPUTS) for out in g.window.output_shape]
 
 
-def _weights(rank: int, dtype: jnp.dtype, rotated: bool = False) -> jax.Array:
+def _weights(rank: int, dtype: jnp.dtype) -> jax.Array:
     """(4 ** rank, 3 ** rank): what the weights are transformed with."""
-    transform = reduce(np.kron, [WEIGHTS] * rank)
-    return jnp.asarray(transform[:, ::-1] if rotated else transform, dtype)
+    return jnp.asarray(reduce(np.kron, [WEIGHTS] * rank), dtype)
 
 
-def _tiles_of_input(x: jax.Array, counts: list[int]) -> jax.Array:
+def _tiles_of_input(x: jax.Array, counts: list[int], back: bool = False) -> jax.Array:
     """(products, tiles, C): what the products take of a block of the padded input."""
     n, *_, channels = x.shape
     read = [(count + 1) * OUTPUTS for count in counts]
     x = pad_to(x, read)
     for axis in reversed(range(len(counts))):
-        x = _inputs(x.reshape(-1, read[axis], math.prod(counts[axis + 1 :]) * channels))
+        x = _inputs(x.reshape(-1, read[axis], math.prod(counts[axis + 1 :]) * channels), back)
     return x.reshape(-1, n * math.prod(counts), channels)
 
 
@@ -103,27 +108,33 @@ def _tiles_of_delta(delta: jax.Array, counts: list[int]) -> jax.Array:
     return delta.reshape(-1, n * math.prod(counts), features)
 
 
-def _from_products(products: jax.Array, n: int, counts: list[int]) -> jax.Array:
+def _from_products(products: jax.Array, n: int, counts: list[int], back: bool) -> jax.Array:
     """(N, *outputs, O) from (products, tiles, O)."""
     features = products.shape[-1]
     for axis in range(len(counts)):
-        products = _outputs(products.reshape(INPUTS, -1, math.prod(counts[axis + 1 :]) * features))
+        products = _outputs(products.reshape(INPUTS, -1, math.prod(counts[axis + 1 :]) * features), back)
     return products.reshape(n, *(count * OUTPUTS for count in counts), features)
 
 
-def _inputs(x: jax.Array) -> jax.Array:
+def _inputs(x: jax.Array, back: bool) -> jax.Array:
     """(4, A, tiles, B) from (A, 2 (tiles + 1), B): what the products take along the middle axis."""
     pairs = lax.reshape(x, (x.shape[0], x.shape[1] // OUTPUTS, OUTPUTS, x.shape[2]))
     first, second = lax.slice_in_dim(pairs, 0, -1, axis=1), lax.slice_in_dim(pairs, 1, None, axis=1)
     d1, d2 = (lax.expand_dims(lax.index_in_dim(a, i, 2, keepdims=False), (0,)) for a, i in ((first, 1), (second, 0)))
     middle = lax.add(lax.mul(_signs(first, 0), d1), d2)
-    return lax.concatenate([middle, lax.transpose(lax.sub(first, second), (2, 0, 1, 3))], 0)
+    return lax.concatenate([middle, _ends(lax.transpose(lax.sub(first, second), (2, 0, 1, 3)), back)], 0)
 
 
-def _outputs(m: jax.Array) -> jax.Array:
+def _outputs(m: jax.Array, back: bool) -> jax.Array:
     """(A, 2, B) from (4, A, B): two outputs of each tile."""
-    m0, m1, m23 = (lax.transpose(a, (1, 0, 2)) for a in lax.split(m, (1, 1, OUTPUTS)))
+    m0, m1, m23 = lax.split(m, (1, 1, OUTPUTS))
+    m0, m1, m23 = (lax.transpose(a, (1, 0, 2)) for a in (m0, m1, _ends(m23, back)))
     return lax.add(lax.mul(_signs(m, 1), lax.add(m1, m23)), m0)
+
+
+def _ends(pair: jax.Array, back: bool) -> jax.Array:
+    """What belongs to m2 and m3, in the places of their weights."""
+    return lax.rev(pair, (0,)) if back else pair
 
 
 def _outputs_back(pairs: jax.Array) -> jax.Array:

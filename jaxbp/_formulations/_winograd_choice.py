@@ -6,23 +6,26 @@ from collections.abc import Callable
 from .._geometry import ConvGeometry
 from . import _phases, _winograd
 from ._blocks import largest_divisor
-from ._limits import OLD_COMPILER
+from ._limits import OLD_COMPILER, has_few_positions
 from ._windows import Choice
 
+Predicate = Callable[[ConvGeometry, int, int, int], bool]
+
 FEWEST_WEIGHTS = 32 * 32 if OLD_COMPILER else 48 * 48  # channels times features, to be transformed for Winograd
-FEWEST_TILES = 128  # of a whole batch, to share Winograd's weights
-MOST_WEIGHTS = 1 << 17  # channels times features, to be transformed for Winograd
+FEWEST_TILES = 96  # of a whole batch, to share Winograd's weights; a third of them to add up to those of a gradient
+FEWEST_PRODUCTS = 1 << 19  # of a kernel's gradient: tiles times channels times features
+MOST_WEIGHTS = 1 << 17  # channels times features, to be transformed for Winograd in one part
 
 
 def forward_tiles(g: ConvGeometry, batch: int, channels: int, features: int) -> Choice | None:
     """The form of a forward sum in tiles, where it has one."""
-    choice = _in_tiles(_suits_winograd_forward, g, batch, channels, features)
+    choice = _in_tiles(_suits_winograd_forward, _in_parts_forward, g, batch, channels, features)
     return None if choice and choice[0] == "phases" and not _suits_phases_forward(g, channels, features) else choice
 
 
 def kernel_grad_tiles(g: ConvGeometry, batch: int, channels: int, features: int) -> Choice | None:
     """The form of a kernel's gradient in tiles, where it has one."""
-    return _in_tiles(_suits_winograd_kernel_grad, g, batch, channels, features)
+    return _in_tiles(_suits_winograd_kernel_grad, _in_parts_kernel_grad, g, batch, channels, features)
 
 
 def features_in_part(channels: int, features: int) -> int:
@@ -31,11 +34,11 @@ def features_in_part(channels: int, features: int) -> int:
 
 
 def _in_tiles(
-    suits: Callable[[ConvGeometry, int, int, int], bool], g: ConvGeometry, batch: int, channels: int, features: int
+    suits: Predicate, in_parts: Predicate, g: ConvGeometry, batch: int, channels: int, features: int
 ) -> Choice | None:
     """One of Winograd's forms, if that suits the window as it is or its phases."""
     if suits(g, batch, channels, features):
-        if _in_parts(g, batch, channels, features):
+        if in_parts(g, batch, channels, features):
             return "winograd in parts", "windows of 3 at stride 1; large weights, for some features at a time"
         return "winograd", "windows of 3 at stride 1: 4 products for 6 along each axis"
     if _in_phases(g) and suits(_phases.phases(g), batch * math.prod(g.window.dilation), channels, features):
@@ -43,36 +46,39 @@ def _in_tiles(
     return None
 
 
-def _suits_winograd(g: ConvGeometry, batch: int, channels: int, features: int) -> bool:
-    """Whether there are channels enough to sum over, and tiles enough to share the weights."""
+def _suits_winograd(g: ConvGeometry, channels: int, features: int) -> bool:
+    """Whether windows of 3 have channels enough to sum over, and most of an image's tiles are outputs."""
     w = g.window
     fewest = 192 if w.rank == 1 else 32
     if w.rank not in (1, 2) or {*w.window_shape} != {3} or {*w.strides, *w.dilation, g.feature_group_count} != {1}:
         return False
     if g.precision is not None or min(channels, features) < fewest or channels * features < FEWEST_WEIGHTS:
         return False
-    tiles = math.prod(_winograd.tile_counts(g))
-    products, usual = tiles * _winograd.INPUTS**w.rank, math.prod(w.output_shape) * w.taps
-    return 2 * usual >= 3 * products and batch * tiles >= FEWEST_TILES
+    products, usual = _tiles(g) * _winograd.INPUTS**w.rank, math.prod(w.output_shape) * w.taps
+    return 2 * usual >= 3 * products
 
 
 def _suits_winograd_forward(g: ConvGeometry, batch: int, channels: int, features: int) -> bool:
-    """Whether, moreover, an image fits the cache or has many channels, and large weights few parts."""
-    if not _suits_winograd(g, batch, channels, features):
+    """Whether, moreover, many tiles share the weights, and an image fits the cache or has many channels."""
+    in_parts = _in_parts_forward(g, batch, channels, features)
+    if not _suits_winograd(g, channels, features) or _are_too_large(channels, features, in_parts):
         return False
     one_band = _winograd.blocks(g, batch, channels, features).bands == 1
-    shared = channels * features <= MOST_WEIGHTS or _in_parts(g, batch, channels, features)
-    return shared and (one_band or max(channels, features) >= 256)
+    enough = batch * _tiles(g) >= FEWEST_TILES * (2 if in_parts else 1)
+    # Whole weights in tiles are 16 MiB of 512 x 512, which a network's step keeps for every layer.
+    few = not in_parts and has_few_positions(g, batch, channels, features)
+    return enough and not few and (one_band or max(channels, features) >= 256)
 
 
 def _suits_winograd_kernel_grad(g: ConvGeometry, batch: int, channels: int, features: int) -> bool:
-    """Whether, moreover, products are large, and of one image's bands many."""
-    if not _suits_winograd(g, batch, channels, features):
+    """Whether, moreover, tiles are many for the weights that they add up to, and of one image's bands many."""
+    in_parts = _in_parts_kernel_grad(g, batch, channels, features)
+    if not _suits_winograd(g, channels, features) or _are_too_large(channels, features, in_parts):
         return False
-    fewest = min(channels, features)
-    tiles = batch * math.prod(_winograd.tile_counts(g))
+    tiles = batch * _tiles(g)
     one_band = _winograd.blocks(g, batch, channels, features, kernel_grad=True).bands == 1
-    return tiles * fewest >= MOST_WEIGHTS // 8 and (one_band or fewest >= 48)
+    enough = tiles >= FEWEST_TILES * (2 if in_parts else 1 / 3) and tiles * channels * features >= FEWEST_PRODUCTS
+    return enough and (one_band or min(channels, features) >= 48)
 
 
 def _suits_phases_forward(g: ConvGeometry, channels: int, features: int) -> bool:
@@ -83,10 +89,31 @@ def _suits_phases_forward(g: ConvGeometry, channels: int, features: int) -> bool
     return fits and min(channels, features) ** 2 >= 4 * FEWEST_WEIGHTS
 
 
-def _in_parts(g: ConvGeometry, batch: int, channels: int, features: int) -> bool:
-    """Whether weights are large, to be transformed for some features at a time, a few times."""
-    few_parts = 4 * channels * features_in_part(channels, features) >= MOST_WEIGHTS
-    return channels * features > MOST_WEIGHTS and few_parts
+def _in_parts_forward(g: ConvGeometry, batch: int, channels: int, features: int) -> bool:
+    """Whether weights are too large for the cache, and some features' fit it, a few times."""
+    return _are_too_large(channels, features) and _has_few_parts(channels, features)
+
+
+def _in_parts_kernel_grad(g: ConvGeometry, batch: int, channels: int, features: int) -> bool:
+    """The same; or they are large, and several blocks add up to them."""
+    several = _winograd.blocks(g, batch, channels, features, kernel_grad=True).count > 1
+    large = several and channels * features == 2 * MOST_WEIGHTS
+    return (large or _are_too_large(channels, features)) and _has_few_parts(channels, features)
+
+
+def _are_too_large(channels: int, features: int, in_parts: bool = False) -> bool:
+    """Whether weights that are not taken in parts are too large."""
+    return channels * features > 2 * MOST_WEIGHTS and not in_parts
+
+
+def _has_few_parts(channels: int, features: int) -> bool:
+    """Whether features divide into few parts that fit the cache."""
+    return 4 * channels * features_in_part(channels, features) >= MOST_WEIGHTS
+
+
+def _tiles(g: ConvGeometry) -> int:
+    """How many tiles an image has."""
+    return math.prod(_winograd.tile_counts(g))
 
 
 def _in_phases(g: ConvGeometry) -> bool:
