@@ -513,7 +513,7 @@ def draw_names(seen, data):
         patch.setattr(_winograd_choice, "FEWEST_WEIGHTS", 32 * 32)
         patch.setattr(_choice, "MOST_PADDED", data.draw(st.sampled_from([_choice.MOST_PADDED, 0])))
         patch.setattr(
-            _winograd_choice, "MOST_WEIGHTS", data.draw(st.sampled_from([_winograd_choice.MOST_WEIGHTS, 1 << 11]))
+            _winograd_choice, "MOST_WEIGHTS", data.draw(st.sampled_from([_winograd_choice.MOST_WEIGHTS, 1 << 10]))
         )
         patch.setattr(
             _kernel_grad_choice, "MORE_COLUMNS", data.draw(st.sampled_from([_kernel_grad_choice.MORE_COLUMNS, 8]))

@@ -60,25 +60,32 @@ def _suits_winograd(g: ConvGeometry, channels: int, features: int) -> bool:
 
 def _suits_winograd_forward(g: ConvGeometry, batch: int, channels: int, features: int) -> bool:
     """Whether, moreover, many tiles share the weights, and an image fits the cache or has many channels."""
-    in_parts = _in_parts_forward(g, batch, channels, features)
-    if not _suits_winograd(g, channels, features) or _are_too_large(channels, features, in_parts):
+    if not _suits_winograd(g, channels, features):
         return False
+    in_parts = _in_parts_forward(g, batch, channels, features)
     one_band = _winograd.blocks(g, batch, channels, features).bands == 1
-    enough = batch * _tiles(g) >= FEWEST_TILES * (2 if in_parts else 1)
-    # Whole weights in tiles are 16 MiB of 512 x 512, which a network's step keeps for every layer.
-    few = not in_parts and has_few_positions(g, batch, channels, features)
-    return enough and not few and (one_band or max(channels, features) >= 256)
+    if in_parts:
+        enough = batch * _tiles(g) >= 2 * FEWEST_TILES
+    else:
+        # A network's step keeps the whole weights of all its layers: 16 MiB of 512 x 512, transformed.
+        fits = not _are_too_large(channels, features) and not has_few_positions(g, batch, channels, features)
+        enough = fits and batch * _tiles(g) >= FEWEST_TILES
+    return enough and (one_band or max(channels, features) >= 256)
 
 
 def _suits_winograd_kernel_grad(g: ConvGeometry, batch: int, channels: int, features: int) -> bool:
     """Whether, moreover, tiles are many for the weights that they add up to, and of one image's bands many."""
-    in_parts = _in_parts_kernel_grad(g, batch, channels, features)
-    if not _suits_winograd(g, channels, features) or _are_too_large(channels, features, in_parts):
+    if not _suits_winograd(g, channels, features):
         return False
+    in_parts = _in_parts_kernel_grad(g, batch, channels, features)
     tiles = batch * _tiles(g)
     one_band = _winograd.blocks(g, batch, channels, features, kernel_grad=True).bands == 1
-    enough = tiles >= FEWEST_TILES * (2 if in_parts else 1 / 3) and tiles * channels * features >= FEWEST_PRODUCTS
-    return enough and (one_band or min(channels, features) >= 48)
+    if in_parts:
+        enough = tiles >= 2 * FEWEST_TILES
+    else:
+        enough = not _are_too_large(channels, features) and tiles >= FEWEST_TILES / 3
+    many = tiles * channels * features >= FEWEST_PRODUCTS
+    return enough and many and (one_band or min(channels, features) >= 48)
 
 
 def _suits_phases_forward(g: ConvGeometry, channels: int, features: int) -> bool:
@@ -97,13 +104,13 @@ def _in_parts_forward(g: ConvGeometry, batch: int, channels: int, features: int)
 def _in_parts_kernel_grad(g: ConvGeometry, batch: int, channels: int, features: int) -> bool:
     """The same; or they are large, and several blocks add up to them."""
     several = _winograd.blocks(g, batch, channels, features, kernel_grad=True).count > 1
-    large = several and channels * features == 2 * MOST_WEIGHTS
+    large = several and 2 * channels * features > 3 * MOST_WEIGHTS
     return (large or _are_too_large(channels, features)) and _has_few_parts(channels, features)
 
 
-def _are_too_large(channels: int, features: int, in_parts: bool = False) -> bool:
-    """Whether weights that are not taken in parts are too large."""
-    return channels * features > 2 * MOST_WEIGHTS and not in_parts
+def _are_too_large(channels: int, features: int) -> bool:
+    """Whether weights, transformed, are too large for the cache."""
+    return channels * features > 2 * MOST_WEIGHTS
 
 
 def _has_few_parts(channels: int, features: int) -> bool:
