@@ -79,6 +79,8 @@ def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry, product: Callab
     """The windows in rows, times delta, summed over all positions."""
     rows = _windows_as_rows(x, g.window)
     rows, delta = rows.reshape(-1, rows.shape[-1]), delta.reshape(-1, delta.shape[-1])
+    if _steps(g.window) and not _worth_two_copies(x):
+        product = read_across
     return product(rows, delta, g.precision).reshape(*g.window.window_shape, x.shape[-1], delta.shape[-1])
 
 
@@ -95,11 +97,21 @@ def _windows_as_rows(x: jax.Array, w: Window) -> jax.Array:
         axes = range(1, w.rank + 1)
         x = pad_axes(x, axes, read_padding(w), 0)
         x = lax.slice(x, (0,) * x.ndim, x.shape, (1, *w.strides, 1))
-        return x if set(w.strides) <= {1} else written(x)
+        return written(x) if _steps(w) and _worth_two_copies(x) else x
     x = pad_axes(x, range(1, w.rank + 1), _whole_blocks(w), 0)
     x = x.reshape(n, *_split(w, channels))
     x = x.transpose(0, *range(1, 2 * w.rank, 2), *range(2, 2 * w.rank + 1, 2))
     return x.reshape(n, *w.output_shape, -1)
+
+
+def _steps(w: Window) -> bool:
+    """Whether windows are single cells, with others between them."""
+    return w.taps == 1 and not set(w.strides) <= {1}
+
+
+def _worth_two_copies(x: jax.Array) -> bool:
+    """Whether rows are wide: the exchanged copy of cells that lie apart is slow, but for one that all sums share."""
+    return x.shape[-1] >= 2 * FEWEST_COLUMNS
 
 
 def _rows_as_windows(rows: jax.Array, w: Window) -> jax.Array:
