@@ -16,7 +16,7 @@ WIDE = 256
 FEW_OUTPUTS = 1 << 14
 FEWEST_TERMS = 3 << 19  # positions times outputs, for which a copy of the narrower factor is worth it
 FEWEST_COLUMNS = 64  # of that copy
-MOST_COPIED = 1 << 20  # its numbers
+MOST_COPIED = 1 << 21  # its numbers
 
 
 def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
