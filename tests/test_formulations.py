@@ -434,6 +434,18 @@ def test_a_kernel_gradient_reads_both_factors_along_memory(channels, features):
     assert_exact(slope, np.broadcast_to(delta[0].sum(-1, keepdims=True), x[0].shape))
 
 
+def test_forward_sum_and_input_gradient_transform_a_kernel_once():
+    """For tiles; the compiler finds the second time equal to the first."""
+
+    def both(x, kernel, delta):
+        z, pull = jax.vjp(lambda x: jaxbp.conv(x, kernel), x)
+        return z, pull(delta)
+
+    x = integers(1, (4, 16, 16, 64))
+    program = jax.jit(both).lower(x, integers(2, (3, 3, 64, 64)), x).compile().as_text()
+    assert program.count(f"f32[16,{64 * 64}]{{1,0}} dot(") == 1
+
+
 def strings(node, kind):
     """The names in `return "name", reason` (also under a condition), or in `case "name":`."""
     if kind == "returned":
