@@ -32,7 +32,7 @@ INTERRUPTED = 130
 DESCRIPTION = """\
 Time jaxbp's hand-written gradients against the automatic ones of the same ops on plain lax.
 
-Each case is one compiled program: the forward pass and all gradients. Programs take turns (A B B A), so that a
+Each case is one compiled program: the forward pass and all gradients. Programs take turns (A B B A, B A A B), so that a
 machine whose speed drifts is the same for both. A ratio above 1 says that jaxbp is faster.
 """
 
