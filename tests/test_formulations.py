@@ -379,7 +379,7 @@ def test_every_form_is_tested():
         "_kernel_grad_choice": {"kernel_grad_form"},
         "_limits": {
             *("apart", "as_blocks", "is_short_sum", "kernel_grad_over_zeros"),
-            *("gathers_much", "has_few_positions", "reads_much_padding", "suits_multiply_add"),
+            *("gathers_much", "has_few_positions", "inside_or_tiles", "suits_multiply_add"),
         },
         "_winograd_choice": {"forward_tiles", "kernel_grad_tiles", "features_in_part"},
         "_gpu_choice": {"forward_form", "input_grad_form", "kernel_grad_form"},

@@ -27,9 +27,8 @@ from ._limits import (
     apart,
     as_blocks,
     gathers_much,
-    has_few_positions,
+    inside_or_tiles,
     is_short_sum,
-    reads_much_padding,
     suits_multiply_add,
 )
 from ._windows import Choice
@@ -83,12 +82,9 @@ def forward_form(g: ConvGeometry, batch: int, channels: int, features: int, back
         return "group by group", "grouped convolutions run as if dense"
     if set(w.strides) <= {1} and _suits_few_parts(g, batch, channels, features):
         return "project then add", "few outputs: one matrix product, then shifted sums"
-    if reads_much_padding(g, channels, features):
-        return "inside", "much padding: every tap by itself, without the zeros"
-    if tiles := forward_tiles(g, batch, channels, features):
-        return tiles
-    if has_few_positions(g, batch, channels, features):
-        return "inside", "few positions for the weights: every tap by itself, without the zeros"
+    tiles = forward_tiles(g, batch, channels, features)
+    if choice := inside_or_tiles(tiles, g, batch, channels, features):
+        return choice
     if back and _suits_few_cells(g, batch, channels, features):
         return "project then add", "few cells for the weights, which are read as they are: each cell times all of them"
     if w.rank > 2 and w.window_shape[0] <= MAX_TAPS:

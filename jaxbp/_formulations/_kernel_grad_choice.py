@@ -21,10 +21,9 @@ from ._limits import (
     apart,
     as_blocks,
     gathers_much,
-    has_few_positions,
+    inside_or_tiles,
     is_short_sum,
     kernel_grad_over_zeros,
-    reads_much_padding,
     suits_multiply_add,
 )
 from ._windows import Choice
@@ -52,12 +51,9 @@ def kernel_grad_form(g: ConvGeometry, batch: int, channels: int, features: int) 
         return "product", "windows do not overlap: one matrix product"
     if groups == 1 and apart(as_blocks(transposed(w))):
         return "mirrored", "the same sum with input and delta exchanged: windows do not overlap"
-    if reads_much_padding(g, channels, features):
-        return "inside", "much padding: every tap by itself, without the zeros"
-    if tiles := kernel_grad_tiles(g, batch, channels, features):
-        return tiles
-    if has_few_positions(g, batch, channels, features):
-        return "inside", "few positions for the weights: every tap by itself, without the zeros"
+    tiles = kernel_grad_tiles(g, batch, channels, features)
+    if choice := inside_or_tiles(tiles, g, batch, channels, features):
+        return choice
     if groups == 1 and w.rank > 2 and w.window_shape[0] <= MAX_TAPS:
         return "fold", "no fast convolution beyond two dimensions: the first axis becomes channels and images"
     if w.rank == 0:

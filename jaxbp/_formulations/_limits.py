@@ -68,9 +68,13 @@ def suits_multiply_add(w: Window, channels: int) -> bool:
     return channels * w.taps <= MULTIPLY_ADD_TERMS
 
 
-def reads_much_padding(g: ConvGeometry, channels: int, features: int) -> bool:
-    """Whether much of what a few taps read is padding, and products are not too narrow."""
-    return _suits_inside(g, channels, features) and _inside.share_inside(g.window) <= MOST_INSIDE
+def inside_or_tiles(tiles: Choice | None, g: ConvGeometry, batch: int, channels: int, features: int) -> Choice | None:
+    """Every tap by itself where much is padding; else the form in tiles, if any; else taps where positions are few."""
+    if _suits_inside(g, channels, features) and _inside.share_inside(g.window) <= MOST_INSIDE:
+        return "inside", "much padding: every tap by itself, without the zeros"
+    if tiles or not has_few_positions(g, batch, channels, features):
+        return tiles
+    return "inside", "few positions for the weights: every tap by itself, without the zeros"
 
 
 def has_few_positions(g: ConvGeometry, batch: int, channels: int, features: int) -> bool:
