@@ -1,5 +1,7 @@
 """The benchmark's PyTorch twins: the same ops and networks, so that their times can be compared."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 import jaxbp
 from jaxbp import __main__ as command_line
 from jaxbp import _bench
-from jaxbp._bench import _measure, _models, _programs
+from jaxbp._bench import _cases, _measure, _models, _programs
 from jaxbp._bench._suite import CASES, Case
 
 torch = pytest.importorskip("torch")
@@ -107,6 +109,23 @@ def test_pytorch_takes_part(quick, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert "torch " in lines[0] and "PyTorch" in lines[3]
     assert all("-" not in line.split() for line in lines[5:8])
+
+
+def test_pytorch_takes_turns_with_manual_alone(quick, tmp_path, monkeypatch):
+    # Its threads, and the memory that it leaves behind, would slow down the rule that follows.
+    pairs = []
+
+    def interleave(programs, seconds, pause=0.0):
+        pairs.append(([*programs], pause > 0))
+        return _measure.interleave(programs, seconds, pause)
+
+    monkeypatch.setattr(_cases, "interleave", interleave)
+    assert bench("--filter", ONE, "--torch", "--json", str(tmp_path / "bench.json")) == 0
+    assert pairs == [(["manual", "automatic"], False), (["manual_beside_torch", "torch"], True)]
+    (case,) = json.loads((tmp_path / "bench.json").read_text())["cases"]
+    whole = case["parts"]["forward + gradients"]
+    best = whole["torch"]["best_seconds"] / whole["manual_beside_torch"]["best_seconds"]
+    assert whole["torch_over_manual"]["best"] == pytest.approx(best)
 
 
 def test_on_a_gpu_it_is_refused(capsys, monkeypatch):

@@ -33,7 +33,8 @@ DESCRIPTION = """\
 Time jaxbp's hand-written gradients against the automatic ones of the same ops on plain lax.
 
 Each case is one compiled program: the forward pass and all gradients. Programs take turns (A B B A, B A A B), so that a
-machine whose speed drifts is the same for both. A ratio above 1 says that jaxbp is faster.
+machine whose speed drifts is the same for both; PyTorch takes turns with jaxbp afterwards, where it disturbs neither.
+A ratio above 1 says that jaxbp is faster.
 """
 
 COLUMNS = """\
@@ -61,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch", type=int, default=1, metavar="TIMES", help="so many times as many images, to fill a GPU (default: 1)"
     )
-    parser.add_argument("--seconds", type=float, default=1.0, help="about how long to time each line (default: 1)")
+    parser.add_argument("--seconds", type=float, default=1.0, help="about how long to time each pair (default: 1)")
     parser.add_argument("--parts", action="store_true", help="also time the forward pass and each gradient alone")
     parser.add_argument("--torch", action="store_true", help="also time PyTorch on the same data, channels last")
     parser.add_argument("--errors", action="store_true", help="also show the errors against float64")

@@ -10,7 +10,7 @@ import numpy as np
 
 import jaxbp
 
-from ._measure import Limits, interleave
+from ._measure import Limits, Times, interleave
 from ._models import Model, initial_parameters, jax_step, training_data
 from ._programs import (
     WHOLE,
@@ -24,7 +24,7 @@ from ._programs import (
     residual_bytes,
     wait_on_cpu,
 )
-from ._result import Pair, Result
+from ._result import BESIDE_TORCH, Pair, Result
 from ._suite import Case, operations, traffic
 
 # After a parallel region PyTorch's threads spin for about a millisecond before they sleep.
@@ -60,9 +60,8 @@ def measure_case(
         attempt = _attempt(lambda: torch_programs(case, arrays, delta, parts), "PyTorch", notes)
         if attempt:
             calls["torch"] = attempt
-    pause = PAUSE_AFTER_TORCH if torch else 0.0
     times = {WHOLE: {}} | {
-        part: interleave({name: each[part] for name, each in calls.items()}, seconds, pause)
+        part: _times({name: each[part] for name, each in calls.items()}, seconds)
         for part in next(iter(calls.values()), {})
     }
     whole = {name: each[WHOLE] for name, each in programs.items()}
@@ -100,11 +99,20 @@ def measure_model(model: Model, dtype: str, seconds: float, *, torch: bool) -> R
     return Result(
         model.name,
         model.family,
-        {WHOLE: interleave(calls, seconds, PAUSE_AFTER_TORCH if torch else 0.0)},
+        {WHOLE: _times(calls, seconds)},
         temporary_bytes=_pair(programs, lambda program: program.temporary_bytes),
         compile_seconds=_pair(programs, lambda program: program.compile_seconds),
         notes=tuple(notes),
     )
+
+
+def _times(calls: dict[str, Callable[[], Any]], seconds: float) -> dict[str, Times]:
+    """Both rules in turns; then manual and PyTorch, whose threads would disturb one rule more than the other."""
+    times = interleave({name: call for name, call in calls.items() if name != "torch"}, seconds)
+    if "torch" in calls:
+        pair = {name: calls[own] for name, own in ((BESIDE_TORCH, "manual"), ("torch", "torch")) if own in calls}
+        times |= interleave(pair, seconds, PAUSE_AFTER_TORCH)
+    return times
 
 
 def _training(model: Model, ops: Any, parameters: list[jax.Array], images: jax.Array, labels: jax.Array) -> Program:

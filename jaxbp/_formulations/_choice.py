@@ -151,9 +151,11 @@ def _suits_few_parts(g: ConvGeometry, batch: int, channels: int, features: int) 
     cheap = 2 * FEW_PRODUCTS if w.rank > 2 or w.taps * features * outputs <= MOST_PARTS else FEW_PRODUCTS
     if features <= 4 and channels * features <= cheap and w.taps <= DENSE_MULTIPLY_ADD_TERMS:
         return True
-    if w.taps == 1 or sum(w.window_shape) > MAX_TAPS:
+    if w.taps == 1 or sum(w.window_shape) > MAX_TAPS or (w.rank == 1 and features > FEW_FEATURES):
         return False
-    few = 2 * parts <= 3 * channels * outputs and max(parts, channels * cells) <= 2 * MOST_OUTPUTS
+    few = (
+        2 * parts <= (1 if w.rank == 1 else 3) * channels * outputs and max(parts, channels * cells) <= 2 * MOST_OUTPUTS
+    )
     return few and not forward_tiles(g, batch, channels, features)
 
 
