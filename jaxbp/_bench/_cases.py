@@ -27,8 +27,8 @@ from ._programs import (
 from ._result import BESIDE_TORCH, Pair, Result
 from ._suite import Case, operations, traffic
 
-# After a parallel region PyTorch's threads spin for about a millisecond before they sleep.
-PAUSE_AFTER_TORCH = 2e-3
+# After a parallel region PyTorch's threads spin for some milliseconds before they sleep.
+PAUSE_AFTER_TORCH = 1e-2
 
 
 def warm_up() -> None:
