@@ -434,6 +434,17 @@ def test_a_kernel_gradient_reads_both_factors_along_memory(channels, features):
     assert_exact(slope, np.broadcast_to(delta[0].sum(-1, keepdims=True), x[0].shape))
 
 
+def test_many_features_along_one_axis_are_not_copied():
+    """For a kernel's gradient of several images: the compiler would exchange the axes of all of delta."""
+    x, delta = integers(1, (16, 1024, 16)), integers(2, (16, 1024, 512))
+    pull = jax.vjp(lambda kernel: jaxbp.conv(x, kernel), jnp.zeros((3, 16, 512)))[1]
+    compiled = jax.jit(pull).lower(delta).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < delta.nbytes / 2
+    padded = np.pad(x, ((0, 0), (1, 1), (0, 0)))
+    expected = np.stack([np.einsum("npc,npo->co", padded[:, tap : tap + 1024], delta) for tap in range(3)])
+    assert_exact(compiled(delta)[0], expected)
+
+
 def test_forward_sum_and_input_gradient_transform_a_kernel_once():
     """For tiles; the compiler finds the second time equal to the first."""
 

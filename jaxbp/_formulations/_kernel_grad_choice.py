@@ -33,6 +33,7 @@ from ._winograd_choice import kernel_grad_tiles
 SMALL_WINDOW = 7  # taps
 MORE_COLUMNS = 300  # taps times channels of a small window, side by side in one product
 MANY_FEATURES = 96
+MANY_COLUMNS = 256  # features of a delta along one axis
 MANY_DELTAS = 1 << 19  # numbers of a whole batch
 NARROW = 32  # outputs along the last axis
 
@@ -80,6 +81,8 @@ def kernel_grad_form(g: ConvGeometry, batch: int, channels: int, features: int) 
         if w.taps > SMALL_WINDOW or w.taps * c <= FEW_COLUMNS:
             return "taps", "steps along one axis, few images: views of all taps side by side: one product"
         return "rows", "steps along one axis, few images: a product for each tap"
+    if _suits_few_columns(g, batch, c, o):
+        return "taps", "many features: views of all taps side by side are less than the exchanged delta: one product"
     if _suits_views_of_large_deltas(g, batch, c, o):
         return _views_of_large_delta(w, c, o)
     if w.rank == 2 and _suits_taps(g, batch, c, o):
@@ -152,6 +155,12 @@ def _suits_steps_of_one_axis(g: ConvGeometry, batch: int) -> bool:
     """Whether the compiler's own kernel gradient, of few images that are its channels, is slow as delta has gaps."""
     w = g.window
     return w.rank == 1 and w.strides != (1,) and batch <= FEW_IMAGES and w.taps <= FEW_VIEWS
+
+
+def _suits_few_columns(g: ConvGeometry, batch: int, channels: int, features: int) -> bool:
+    """Whether, along one axis, the compiler would exchange images and positions of far more numbers than views have."""
+    w = g.window
+    return w.rank == 1 < batch and w.taps <= MORE_VIEWS and features >= max(MANY_COLUMNS, 2 * w.taps * channels)
 
 
 def _suits_views_of_large_deltas(g: ConvGeometry, batch: int, channels: int, features: int) -> bool:
