@@ -81,8 +81,6 @@ def kernel_grad_form(g: ConvGeometry, batch: int, channels: int, features: int) 
         if w.taps > SMALL_WINDOW or w.taps * c <= FEW_COLUMNS:
             return "taps", "steps along one axis, few images: views of all taps side by side: one product"
         return "rows", "steps along one axis, few images: a product for each tap"
-    if _suits_few_columns(g, batch, c, o):
-        return "taps", "many features: views of all taps side by side are less than the exchanged delta: one product"
     if _suits_views_of_large_deltas(g, batch, c, o):
         return _views_of_large_delta(w, c, o)
     if w.rank == 2 and _suits_taps(g, batch, c, o):
@@ -91,6 +89,10 @@ def kernel_grad_form(g: ConvGeometry, batch: int, channels: int, features: int) 
         if _shares_few_rows(w, c, o):
             return "taps", "strides: rows of taps share few views; all taps side by side, block by block"
         return "rows", "views of one row of taps side by side, block by block: a product for each row"
+    if _suits_few_columns(g, batch, c, o):
+        if w.rank == 1:
+            return "taps", "many features for the views of all taps: one product, where the compiler exchanges delta"
+        return "rows", "many features for the views of one row of taps: a product for each row"
     larger = math.prod(w.output_shape) > math.prod(w.input_shape)
     unpadded = larger or not any(map(any, read_padding(w)))
     if unpadded and gathers_much(w, batch, c) and max(batch, o) > FEW_FEATURES and w.taps <= MAX_TAPS:
@@ -157,12 +159,6 @@ def _suits_steps_of_one_axis(g: ConvGeometry, batch: int) -> bool:
     return w.rank == 1 and w.strides != (1,) and batch <= FEW_IMAGES and w.taps <= FEW_VIEWS
 
 
-def _suits_few_columns(g: ConvGeometry, batch: int, channels: int, features: int) -> bool:
-    """Whether, along one axis, the compiler would exchange images and positions of far more numbers than views have."""
-    w = g.window
-    return w.rank == 1 < batch and w.taps <= MORE_VIEWS and features >= max(MANY_COLUMNS, 2 * w.taps * channels)
-
-
 def _suits_views_of_large_deltas(g: ConvGeometry, batch: int, channels: int, features: int) -> bool:
     """Whether delta, of which the compiler reads all for each tap, does not stay in the cache; or has many features."""
     w, deltas = g.window, _deltas(g.window, batch, features)
@@ -213,6 +209,16 @@ def _suits_taps(g: ConvGeometry, batch: int, channels: int, features: int) -> bo
     narrow = w.output_shape[-1] <= NARROW and features >= 2 * FEW_FEATURES
     worth = channels == 8 and (narrow or features >= 4 * FEW_FEATURES)
     return worth and columns <= FEW_COLUMNS and positions >= MANY_POSITIONS and batch > FEW_IMAGES
+
+
+def _suits_few_columns(g: ConvGeometry, batch: int, channels: int, features: int) -> bool:
+    """Whether delta has far more columns than views of the last axis' taps, and numbers enough to be worth those."""
+    w = g.window
+    if w.rank not in (1, 2) or w.taps > MAX_TAPS or features < 2 * w.window_shape[-1] * channels:
+        return False
+    if w.rank == 1:
+        return batch > 1 and features >= MANY_COLUMNS and w.taps <= MORE_VIEWS
+    return _deltas(w, batch, features) >= MANY_DELTAS
 
 
 def _suits_rows(g: ConvGeometry, batch: int, channels: int, features: int) -> bool:
