@@ -44,6 +44,7 @@ MOST_PARTS = 1 << 17  # numbers: an image's outputs, each tap's by itself, of wh
 SOME_COLUMNS = 81  # taps times channels, side by side in one product
 MULTIPLICATIONS = 100  # for each number that is copied
 FEWEST_MULTIPLICATIONS = 1 << 22  # that are worth a second copy of the outputs
+MOST_SHARED = 4  # parts of an output along one axis, which are added up one by one
 MOST_PADDED = 3  # taps of a window for each cell of its input, which is padded for a few images
 
 
@@ -120,7 +121,7 @@ def steps_over_zeros(w: Window) -> bool:
 def _suits_sub_pixel(g: ConvGeometry, batch: int, channels: int, features: int) -> bool:
     """Whether the compiler, which skips zeros itself, is slower: few channels, or a window larger than its input."""
     w, outputs = g.window, math.prod(g.window.output_shape) * features
-    if g.feature_group_count > 1 or w.rank > 2:
+    if g.feature_group_count > 1 or w.rank > 2 or _shares_much(w):
         return True
     places = _subpixel.block_window(w).taps * math.prod(w.input_dilation)
     if w.rank == 2 and w.taps > LARGE_WINDOW and features <= 4:
@@ -138,6 +139,8 @@ def _suits_parts_in_place(g: ConvGeometry, batch: int, channels: int, features: 
     """Whether an image's parts fit the cache, and there are channels enough to sum over where more outputs would do."""
     cells = batch * math.prod(g.window.input_shape)
     if g.feature_group_count > 1 or not _has_few_parts(g.window, features):
+        return False
+    if _shares_much(g.window) and cells > channels:
         return False
     if cells <= FEW_FEATURES * channels or not _suits_sub_pixel(g, batch, channels, features):
         return True
@@ -169,6 +172,11 @@ def _suits_few_cells(g: ConvGeometry, batch: int, channels: int, features: int) 
 def _has_few_parts(w: Window, features: int) -> bool:
     """Whether the parts of an image's outputs, one for each tap of each cell, fit the cache."""
     return w.taps * features * math.prod(w.input_shape) <= MOST_OUTPUTS
+
+
+def _shares_much(w: Window) -> bool:
+    """Whether, along a single axis, many cells have a part in each output."""
+    return w.rank == 1 and w.taps > MOST_SHARED * w.input_dilation[0]
 
 
 def _divides(w: Window) -> bool:
