@@ -128,6 +128,18 @@ def test_pytorch_takes_turns_with_manual_alone(quick, tmp_path, monkeypatch):
     assert whole["torch_over_manual"]["best"] == pytest.approx(best)
 
 
+def test_pytorch_is_timed_where_neither_rule_runs(quick, capsys, monkeypatch):
+    def refuse(*arguments):
+        raise ValueError("not here")
+
+    monkeypatch.setattr(_cases, "_ready_programs", refuse)
+    assert bench("--filter", ONE, "--torch") == 1
+    out = capsys.readouterr().out
+    assert "manual does not run: ValueError: not here" in out and "automatic does not run" in out
+    (line,) = (line for line in out.splitlines() if line.startswith("global average pool"))
+    assert line.split().count("-") == 6 and float(line.split()[-6]) > 0
+
+
 def test_on_a_gpu_it_is_refused(capsys, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert bench("--torch") == 2

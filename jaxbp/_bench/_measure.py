@@ -4,6 +4,7 @@ import math
 import os
 import statistics
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -43,16 +44,16 @@ def interleave(programs: Mapping[str, Callable[[], Any]], seconds: float, pause:
         jax.block_until_ready(call())
         calls[name] = max(1, math.ceil(SHORTEST_SAMPLE / max(sample(call, 1), 1e-7)))
     samples: dict[str, list[float]] = {name: [] for name in programs}
+    turn = deque(programs)
     start = time.perf_counter()
     for done in range(MOST_ROUNDS):
         if done >= FEWEST_ROUNDS and time.perf_counter() - start > seconds:
             break
-        first = done % len(programs)
-        turn = [*programs][first:] + [*programs][:first]
         for name in [*turn, *reversed(turn)]:
             if pause:
                 time.sleep(pause)
             samples[name].append(sample(programs[name], calls[name]))
+        turn.rotate(-1)
     return {name: summarize(values) for name, values in samples.items()}
 
 

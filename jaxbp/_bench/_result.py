@@ -9,8 +9,6 @@ from ._programs import WHOLE
 MEMORY_FACTOR, MEMORY_BYTES = 1.25, 32 * 2**20
 COMPILE_FACTOR, COMPILE_SECONDS = 2.0, 0.5
 ERROR_FACTOR, ERROR_EPS = 4.0, 4.0
-
-
 # Manual's times in turns with PyTorch, whose ratio is to these.
 BESIDE_TORCH = "manual_beside_torch"
 
@@ -54,13 +52,8 @@ class Result(NamedTuple):
         return self.limit_seconds / times.best if self.limit_seconds and times else None
 
     def _compare(self, compare: Any, other: str, part: str) -> float | None:
-        times, manual = self.times[part], _manual_beside(other)
+        times, manual = self.times[part], BESIDE_TORCH if other == "torch" else "manual"
         return compare(times[other], times[manual]) if {other, manual} <= times.keys() else None
-
-
-def _manual_beside(other: str) -> str:
-    """The name of manual's times that were taken in turns with the other's."""
-    return BESIDE_TORCH if other == "torch" else "manual"
 
 
 def mean_speedup(results: list[Result], other: str) -> float | None:
@@ -101,12 +94,12 @@ def to_dict(result: Result) -> dict[str, Any]:
                 **{program: {"best_seconds": t.best, "median_seconds": t.median} for program, t in times.items()},
                 **{
                     f"{other}_over_manual": {
-                        "median": result.speedup(other, part),
+                        "median": median,
                         "best": result.best_speedup(other, part),
                         "rounds": len(times[other].rounds),
                     }
                     for other in ("automatic", "torch")
-                    if {other, _manual_beside(other)} <= times.keys()
+                    if (median := result.speedup(other, part)) is not None
                 },
             }
             for part, times in result.times.items()

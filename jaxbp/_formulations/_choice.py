@@ -119,7 +119,7 @@ def steps_over_zeros(w: Window) -> bool:
 
 
 def _suits_sub_pixel(g: ConvGeometry, batch: int, channels: int, features: int) -> bool:
-    """Whether the compiler, which skips zeros itself, is slower: few channels, or a window larger than its input."""
+    """Whether the compiler, which skips zeros itself, is slower: few channels, or a long window, or a large one."""
     w, outputs = g.window, math.prod(g.window.output_shape) * features
     if g.feature_group_count > 1 or w.rank > 2 or _shares_much(w):
         return True
