@@ -4,6 +4,7 @@ import math
 
 from .._geometry import ConvGeometry, Window, is_static, read_padding, transposed
 from . import _neighbours
+from ._blocks import CELLS
 from ._limits import (
     FEW_COLUMNS,
     FEW_FEATURES,
@@ -33,8 +34,8 @@ from ._winograd_choice import kernel_grad_tiles
 SMALL_WINDOW = 7  # taps
 MORE_COLUMNS = 300  # taps times channels of a small window, side by side in one product
 MANY_FEATURES = 96
-MANY_COLUMNS = 256  # features of a delta along one axis
 MANY_DELTAS = 1 << 19  # numbers of a whole batch
+FEWEST_GATHERED = 1 << 17  # numbers, of a single image, that are worth their copy
 NARROW = 32  # outputs along the last axis
 
 
@@ -81,6 +82,8 @@ def kernel_grad_form(g: ConvGeometry, batch: int, channels: int, features: int) 
         if w.taps > SMALL_WINDOW or w.taps * c <= FEW_COLUMNS:
             return "taps", "steps along one axis, few images: views of all taps side by side: one product"
         return "rows", "steps along one axis, few images: a product for each tap"
+    if _suits_taps_of_one_axis(g, batch, c, o):
+        return "taps", "delta is large for the views of all taps: one product, where the compiler exchanges delta"
     if _suits_views_of_large_deltas(g, batch, c, o):
         return _views_of_large_delta(w, c, o)
     if w.rank == 2 and _suits_taps(g, batch, c, o):
@@ -90,8 +93,6 @@ def kernel_grad_form(g: ConvGeometry, batch: int, channels: int, features: int) 
             return "taps", "strides: rows of taps share few views; all taps side by side, block by block"
         return "rows", "views of one row of taps side by side, block by block: a product for each row"
     if _suits_few_columns(g, batch, c, o):
-        if w.rank == 1:
-            return "taps", "many features for the views of all taps: one product, where the compiler exchanges delta"
         return "rows", "many features for the views of one row of taps: a product for each row"
     larger = math.prod(w.output_shape) > math.prod(w.input_shape)
     unpadded = larger or not any(map(any, read_padding(w)))
@@ -159,28 +160,41 @@ def _suits_steps_of_one_axis(g: ConvGeometry, batch: int) -> bool:
     return w.rank == 1 and w.strides != (1,) and batch <= FEW_IMAGES and w.taps <= FEW_VIEWS
 
 
+def _suits_taps_of_one_axis(g: ConvGeometry, batch: int, channels: int, features: int) -> bool:
+    """Whether, along a single axis, views of all taps are few columns for a large delta, or for its many features."""
+    w, columns = g.window, g.window.taps * channels
+    if w.rank != 1 or w.taps > MORE_VIEWS:
+        return False
+    if channels <= FEW_FEATURES and columns <= FEW_COLUMNS:
+        fewest = 2 * FEW_FEATURES if OLD_COMPILER else 4 * FEW_FEATURES
+        large = MOST_OUTPUTS if channels < FEW_FEATURES else 2 * MOST_OUTPUTS
+        if features >= fewest and _deltas(w, batch, features) >= large:
+            return True
+    if features < 4 * SOME_FEATURES:
+        return False
+    if batch == 1 and OLD_COMPILER:
+        return features >= columns and FEWEST_GATHERED <= columns * math.prod(w.output_shape) <= CELLS
+    return batch > 1 and features >= 2 * columns
+
+
 def _suits_views_of_large_deltas(g: ConvGeometry, batch: int, channels: int, features: int) -> bool:
     """Whether delta, of which the compiler reads all for each tap, does not stay in the cache; or has many features."""
     w, deltas = g.window, _deltas(g.window, batch, features)
-    if w.rank > 2 or w.taps > MAX_TAPS:
+    if w.rank != 2 or w.taps > MAX_TAPS:
         return False
     if channels >= FEW_FEATURES:
         fewest = FEW_FEATURES if OLD_COMPILER else 2 * FEW_FEATURES
-        return w.rank == 2 and features >= 2 * FEW_FEATURES and deltas * features >= MOST_OUTPUTS * fewest
+        return features >= 2 * FEW_FEATURES and deltas * features >= MOST_OUTPUTS * fewest
     fewest = 2 * FEW_FEATURES if OLD_COMPILER else 4 * FEW_FEATURES
-    if w.rank == 1 and (w.taps * channels > FEW_COLUMNS or w.taps > MORE_VIEWS):
-        return False
     return features >= fewest and deltas >= MOST_OUTPUTS
 
 
 def _views_of_large_delta(w: Window, channels: int, features: int) -> Choice:
     """Which views: the fewest numbers to gather, but no product of a few rows by many columns."""
-    if channels < FEW_FEATURES and w.rank == 2:
-        if channels <= 4 and SOME_FEATURES <= features < MANY_FEATURES and _neighbours.together(w, features) > 1:
-            return "neighbours taps", "delta is large: windows of neighbouring outputs together, block by block"
-        at_once = features >= MANY_FEATURES and w.window_shape[-1] * channels < FEW_FEATURES
-    else:
-        at_once = True
+    if channels <= 4 and SOME_FEATURES <= features < MANY_FEATURES and _neighbours.together(w, features) > 1:
+        return "neighbours taps", "delta is large: windows of neighbouring outputs together, block by block"
+    short = features >= MANY_FEATURES and w.window_shape[-1] * channels < FEW_FEATURES
+    at_once = channels >= FEW_FEATURES or short
     few_columns = w.taps * channels <= MORE_COLUMNS or _shares_few_rows(w, channels, features)
     if at_once and w.taps <= MORE_VIEWS and few_columns:
         return "taps", "delta is large: views of all taps side by side, block by block"
@@ -212,13 +226,10 @@ def _suits_taps(g: ConvGeometry, batch: int, channels: int, features: int) -> bo
 
 
 def _suits_few_columns(g: ConvGeometry, batch: int, channels: int, features: int) -> bool:
-    """Whether delta has far more columns than views of the last axis' taps, and numbers enough to be worth those."""
+    """Whether delta has far more columns than views of a row of taps, and numbers enough to be worth those."""
     w = g.window
-    if w.rank not in (1, 2) or w.taps > MAX_TAPS or features < 2 * w.window_shape[-1] * channels:
-        return False
-    if w.rank == 1:
-        return batch > 1 and features >= MANY_COLUMNS and w.taps <= MORE_VIEWS
-    return _deltas(w, batch, features) >= MANY_DELTAS
+    few = w.rank == 2 and w.taps <= MAX_TAPS and features >= 2 * w.window_shape[-1] * channels
+    return few and _deltas(w, batch, features) >= MANY_DELTAS
 
 
 def _suits_rows(g: ConvGeometry, batch: int, channels: int, features: int) -> bool:
