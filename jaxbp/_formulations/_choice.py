@@ -8,7 +8,7 @@ convolutions, which their libraries run well. Each function returns the form's n
 import math
 
 from .._geometry import ConvGeometry, Window, is_static, transposed
-from . import _neighbours, _side_by_side, _subpixel
+from . import _inside, _neighbours, _side_by_side, _subpixel
 from ._blocks import CELLS
 from ._kernel_grad_choice import kernel_grad_form
 from ._limits import (
@@ -17,6 +17,7 @@ from ._limits import (
     FEW_IMAGES,
     FEW_POSITIONS,
     FEW_PRODUCTS,
+    LARGE_WINDOW,
     MANY_POSITIONS,
     MAX_ROWS,
     MAX_TAPS,
@@ -27,6 +28,7 @@ from ._limits import (
     apart,
     as_blocks,
     gathers_much,
+    has_few_positions,
     inside_or_tiles,
     is_short_sum,
     suits_multiply_add,
@@ -37,7 +39,6 @@ from ._winograd_choice import forward_tiles
 # Where the measurements change sides.
 DENSE_MULTIPLY_ADD_TERMS = 32  # taps times channels of a single group
 FEW_WEIGHTS = 512  # of all taps
-LARGE_WINDOW = 25  # taps
 MOST_ZEROS = 8  # numbers of a banded matrix for each that is a weight
 FEW_BANDS = 20  # channels times features, for which a banded matrix may be mostly zeros
 MOST_PARTS = 1 << 17  # numbers: an image's outputs, each tap's by itself, of which some images fit the cache
@@ -45,6 +46,7 @@ SOME_COLUMNS = 81  # taps times channels, side by side in one product
 MULTIPLICATIONS = 100  # for each number that is copied
 FEWEST_MULTIPLICATIONS = 1 << 22  # that are worth a second copy of the outputs
 MOST_SHARED = 4  # parts of an output along one axis, which are added up one by one
+LITTLE_PADDING = 0.8  # of what windows read, at least, is not padding
 MOST_PADDED = 3  # taps of a window for each cell of its input, which is padded for a few images
 
 
@@ -83,8 +85,9 @@ def forward_form(g: ConvGeometry, batch: int, channels: int, features: int, back
         return "group by group", "grouped convolutions run as if dense"
     if set(w.strides) <= {1} and _suits_few_parts(g, batch, channels, features):
         return "project then add", "few outputs: one matrix product, then shifted sums"
+    few_positions = not _takes_steps_inside(w) and has_few_positions(g, batch, channels, features)
     tiles = forward_tiles(g, batch, channels, features)
-    if choice := inside_or_tiles(tiles, g, batch, channels, features):
+    if choice := inside_or_tiles(tiles, g, channels, features, few_positions):
         return choice
     if back and _suits_few_cells(g, batch, channels, features):
         return "project then add", "few cells for the weights, which are read as they are: each cell times all of them"
@@ -160,6 +163,11 @@ def _suits_few_parts(g: ConvGeometry, batch: int, channels: int, features: int) 
     gathered = channels * outputs if w.rank == 1 else 3 * channels * outputs
     few = 2 * parts <= gathered and max(parts, channels * cells) <= 2 * MOST_OUTPUTS
     return few and not forward_tiles(g, batch, channels, features)
+
+
+def _takes_steps_inside(w: Window) -> bool:
+    """Whether the compiler gathers faster than taps read: steps along a single axis, and little padding."""
+    return w.rank == 1 and w.strides != (1,) and _inside.share_inside(w) > LITTLE_PADDING
 
 
 def _suits_few_cells(g: ConvGeometry, batch: int, channels: int, features: int) -> bool:

@@ -12,6 +12,7 @@ from ._limits import (
     FEW_POSITIONS,
     FEW_PRODUCTS,
     FEW_VIEWS,
+    LARGE_WINDOW,
     MANY_POSITIONS,
     MAX_ROWS,
     MAX_TAPS,
@@ -22,6 +23,7 @@ from ._limits import (
     apart,
     as_blocks,
     gathers_much,
+    has_few_positions,
     inside_or_tiles,
     is_short_sum,
     kernel_grad_over_zeros,
@@ -54,7 +56,7 @@ def kernel_grad_form(g: ConvGeometry, batch: int, channels: int, features: int) 
     if groups == 1 and apart(as_blocks(transposed(w))):
         return "mirrored", "the same sum with input and delta exchanged: windows do not overlap"
     tiles = kernel_grad_tiles(g, batch, channels, features)
-    if choice := inside_or_tiles(tiles, g, batch, channels, features):
+    if choice := inside_or_tiles(tiles, g, channels, features, has_few_positions(g, batch, channels, features)):
         return choice
     if groups == 1 and w.rank > 2 and w.window_shape[0] <= MAX_TAPS:
         return "fold", "no fast convolution beyond two dimensions: the first axis becomes channels and images"
@@ -66,8 +68,8 @@ def kernel_grad_form(g: ConvGeometry, batch: int, channels: int, features: int) 
         return "grouped taps", "grouped convolutions run as if dense; few channels in a group: some groups at once"
     if groups > 1:
         return "group by group", "grouped convolutions run as if dense"
-    if _suits_no_views(g, batch, c):
-        return "textbook", "few images, and a delta smaller than the input: the compiler's own sum is fast"
+    if _suits_no_views(g, batch, c, o):
+        return "textbook", "few channels of few images, or a smaller delta: the compiler's own sum is fast"
     if w.rank == 2 and _suits_mirrored_views(g, batch, c, o):
         if batch * math.prod(w.output_shape) < FEW_POSITIONS:
             return "mirrored", "few outputs: the same sum with input and delta exchanged has few inputs"
@@ -108,13 +110,16 @@ def _suits_views(batch: int, channels: int, fewest: int) -> bool:
     return OLD_COMPILER or batch <= FEW_IMAGES or channels >= fewest
 
 
-def _suits_no_views(g: ConvGeometry, batch: int, channels: int) -> bool:
+def _suits_no_views(g: ConvGeometry, batch: int, channels: int, features: int) -> bool:
     """Whether the compiler does not exchange delta and the input, of few images that are large, and few channels."""
     w = g.window
-    if w.rank != 2 or {*w.strides, *w.dilation} != {1} or batch > FEW_IMAGES or channels > FEW_FEATURES:
+    if w.rank != 2 or batch > FEW_IMAGES or channels > FEW_FEATURES:
         return False
+    if OLD_COMPILER and batch == 1 and channels <= 2 and w.taps <= LARGE_WINDOW:
+        return features > FEW_FEATURES
     positions = math.prod(w.output_shape)
-    return positions < math.prod(w.input_shape) and batch * positions >= MANY_POSITIONS
+    smaller = {*w.strides, *w.dilation} == {1} and positions < math.prod(w.input_shape)
+    return smaller and batch * positions >= MANY_POSITIONS
 
 
 def _suits_mirrored_views(g: ConvGeometry, batch: int, channels: int, features: int) -> bool:

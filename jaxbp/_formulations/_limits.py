@@ -17,6 +17,7 @@ MAX_ROWS = 16  # of a window, side by side before a banded matrix
 FEW_PRODUCTS = 64  # channels times features, for which every tap's part is a product of its own
 FEW_VIEWS = 16  # taps side by side or one by one, that are worth their compile time
 MORE_VIEWS = 28  # the same for few channels
+LARGE_WINDOW = 25  # taps
 FEW_COLUMNS = 72  # taps times channels, side by side in one product
 FEW_FEATURES = 16
 SOME_FEATURES = 64
@@ -68,11 +69,13 @@ def suits_multiply_add(w: Window, channels: int) -> bool:
     return channels * w.taps <= MULTIPLY_ADD_TERMS
 
 
-def inside_or_tiles(tiles: Choice | None, g: ConvGeometry, batch: int, channels: int, features: int) -> Choice | None:
+def inside_or_tiles(
+    tiles: Choice | None, g: ConvGeometry, channels: int, features: int, few_positions: bool
+) -> Choice | None:
     """Every tap by itself where much is padding; else the form in tiles, if any; else taps where positions are few."""
     if _suits_inside(g, channels, features) and _inside.share_inside(g.window) <= MOST_INSIDE:
         return "inside", "much padding: every tap by itself, without the zeros"
-    if tiles or not has_few_positions(g, batch, channels, features):
+    if tiles or not few_positions:
         return tiles
     return "inside", "few positions for the weights: every tap by itself, without the zeros"
 
