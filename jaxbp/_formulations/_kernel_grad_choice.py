@@ -115,8 +115,8 @@ def _suits_no_views(g: ConvGeometry, batch: int, channels: int, features: int) -
     w = g.window
     if w.rank != 2 or batch > FEW_IMAGES or channels > FEW_FEATURES:
         return False
-    if OLD_COMPILER and batch == 1 and channels <= 2 and w.taps <= LARGE_WINDOW:
-        return features > FEW_FEATURES
+    if OLD_COMPILER and batch == 1 and channels <= 2 and features > FEW_FEATURES and w.taps <= LARGE_WINDOW:
+        return True
     positions = math.prod(w.output_shape)
     smaller = {*w.strides, *w.dilation} == {1} and positions < math.prod(w.input_shape)
     return smaller and batch * positions >= MANY_POSITIONS
