@@ -111,7 +111,7 @@ def _suits_views(batch: int, channels: int, fewest: int) -> bool:
 
 
 def _suits_no_views(g: ConvGeometry, batch: int, channels: int, features: int) -> bool:
-    """Whether the compiler does not exchange delta and the input, of few images that are large, and few channels."""
+    """Whether the compiler does not exchange delta and the input: few channels of few large images, or of one image."""
     w = g.window
     if w.rank != 2 or batch > FEW_IMAGES or channels > FEW_FEATURES:
         return False
@@ -170,11 +170,9 @@ def _suits_taps_of_one_axis(g: ConvGeometry, batch: int, channels: int, features
     w, columns = g.window, g.window.taps * channels
     if w.rank != 1 or w.taps > MORE_VIEWS:
         return False
-    if channels <= FEW_FEATURES and columns <= FEW_COLUMNS:
-        fewest = 2 * FEW_FEATURES if OLD_COMPILER else 4 * FEW_FEATURES
-        large = MOST_OUTPUTS if channels < FEW_FEATURES else 2 * MOST_OUTPUTS
-        if features >= fewest and _deltas(w, batch, features) >= large:
-            return True
+    few = channels <= FEW_FEATURES and columns <= FEW_COLUMNS
+    if few and _is_large_delta(w, batch, features, times=1 if channels < FEW_FEATURES else 2):
+        return True
     if features < 4 * SOME_FEATURES:
         return False
     if batch == 1 and OLD_COMPILER:
@@ -184,14 +182,19 @@ def _suits_taps_of_one_axis(g: ConvGeometry, batch: int, channels: int, features
 
 def _suits_views_of_large_deltas(g: ConvGeometry, batch: int, channels: int, features: int) -> bool:
     """Whether delta, of which the compiler reads all for each tap, does not stay in the cache; or has many features."""
-    w, deltas = g.window, _deltas(g.window, batch, features)
+    w = g.window
     if w.rank != 2 or w.taps > MAX_TAPS:
         return False
     if channels >= FEW_FEATURES:
         fewest = FEW_FEATURES if OLD_COMPILER else 2 * FEW_FEATURES
-        return features >= 2 * FEW_FEATURES and deltas * features >= MOST_OUTPUTS * fewest
+        return features >= 2 * FEW_FEATURES and _deltas(w, batch, features) * features >= MOST_OUTPUTS * fewest
+    return _is_large_delta(w, batch, features)
+
+
+def _is_large_delta(w: Window, batch: int, features: int, times: int = 1) -> bool:
+    """Whether delta does not stay in the cache, and has features enough for views of few channels."""
     fewest = 2 * FEW_FEATURES if OLD_COMPILER else 4 * FEW_FEATURES
-    return features >= fewest and deltas >= MOST_OUTPUTS
+    return features >= fewest and _deltas(w, batch, features) >= times * MOST_OUTPUTS
 
 
 def _views_of_large_delta(w: Window, channels: int, features: int) -> Choice:
