@@ -4,7 +4,6 @@ import math
 
 from .._geometry import ConvGeometry, Window, is_static, read_padding, transposed
 from . import _neighbours
-from ._blocks import CELLS
 from ._limits import (
     FEW_COLUMNS,
     FEW_FEATURES,
@@ -37,7 +36,6 @@ SMALL_WINDOW = 7  # taps
 MORE_COLUMNS = 300  # taps times channels of a small window, side by side in one product
 MANY_FEATURES = 96
 MANY_DELTAS = 1 << 19  # numbers of a whole batch
-FEWEST_GATHERED = 1 << 17  # numbers, of a single image, that are worth their copy
 NARROW = 32  # outputs along the last axis
 
 
@@ -173,11 +171,8 @@ def _suits_taps_of_one_axis(g: ConvGeometry, batch: int, channels: int, features
     few = channels <= FEW_FEATURES and columns <= FEW_COLUMNS
     if few and _is_large_delta(w, batch, features, times=1 if channels < FEW_FEATURES else 2):
         return True
-    if features < 4 * SOME_FEATURES:
-        return False
-    if batch == 1 and OLD_COMPILER:
-        return features >= columns and FEWEST_GATHERED <= columns * math.prod(w.output_shape) <= CELLS
-    return batch > 1 and features >= 2 * columns
+    # Of a single image the compiler's own sum, on two threads, is more exact and about as fast.
+    return batch > 1 and features >= max(4 * SOME_FEATURES, 2 * columns)
 
 
 def _suits_views_of_large_deltas(g: ConvGeometry, batch: int, channels: int, features: int) -> bool:

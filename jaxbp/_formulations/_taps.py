@@ -102,6 +102,11 @@ def rows_kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry, most_sums:
     return sum_blocks(products, x, delta, g, blocks).reshape(*g.window.window_shape, channels, features)
 
 
+def halved_rows_kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
+    """The same in two sums: of few columns a product adds up its positions in order, with larger rounding errors."""
+    return rows_kernel_grad(x, delta, g, 2)
+
+
 def grouped_kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry, together: int) -> jax.Array:
     """The same for one group after the other; or `together` of them in one product, whose diagonal is theirs."""
     groups, window = g.feature_group_count, g.window.window_shape
