@@ -168,7 +168,8 @@ def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry, mapped: bool = 
         case "neighbours taps":
             return _neighbours.kernel_grad(x, delta, g, alone(_taps.taps_kernel_grad))
         case "neighbours rows":
-            return _neighbours.kernel_grad(x, delta, g, alone(_taps.halved_rows_kernel_grad))
+            rows = partial(_taps.rows_kernel_grad, most_sums=_taps.SHORT_SUMS)
+            return _neighbours.kernel_grad(x, delta, g, alone(rows))
         case "fold":
             # The compiler's own sum over all positions would be less exact than what it does in more dimensions.
             flat = alone(_taps.taps_kernel_grad) if w.rank == 3 and w.taps * c <= 2 * _limits.FEW_COLUMNS else again

@@ -17,8 +17,9 @@ from ._windows import first_axis, side_by_side, tap_views
 ROWS_AT_ONCE = 4
 # For each output of a block, so that no product sums over so many positions that its rounding errors show.
 FEWEST_CELLS = 256
-# Of a group's positions: its narrow product adds them up in order, with three times the compiler's rounding errors.
-MOST_SUMS = 4
+# Parts of all positions: a narrow product adds them up in order, with three times the compiler's rounding errors.
+SHORT_SUMS = 2
+MOST_SUMS = 4  # of a group's
 
 
 def project_then_add(x: jax.Array, kernel: jax.Array, g: ConvGeometry, back: bool = False) -> jax.Array:
@@ -100,11 +101,6 @@ def rows_kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry, most_sums:
 
     blocks = cut(g, x.shape[0], math.prod(g.window.window_shape[1:]) * channels)
     return sum_blocks(products, x, delta, g, blocks).reshape(*g.window.window_shape, channels, features)
-
-
-def halved_rows_kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
-    """The same in two sums: of few columns a product adds up its positions in order, with larger rounding errors."""
-    return rows_kernel_grad(x, delta, g, 2)
 
 
 def grouped_kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry, together: int) -> jax.Array:
