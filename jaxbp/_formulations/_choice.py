@@ -46,6 +46,8 @@ SOME_COLUMNS = 81  # taps times channels, side by side in one product
 MULTIPLICATIONS = 100  # for each number that is copied
 FEWEST_MULTIPLICATIONS = 1 << 22  # that are worth a second copy of the outputs
 MOST_SHARED = 4  # parts of an output along one axis, which are added up one by one
+MUCH_PADDING = 1.25  # outputs for each cell, and more
+FEWEST_SUMMED = 12  # channels for each part
 LITTLE_PADDING = 0.8  # of what windows read, at least, is not padding
 MOST_PADDED = 3  # taps of a window for each cell of its input, which is padded for a few images
 
@@ -97,6 +99,8 @@ def forward_form(g: ConvGeometry, batch: int, channels: int, features: int, back
         if batch <= FEW_IMAGES and w.taps <= MOST_PADDED * inputs:
             return "padded", "the compiler exchanges a window and a smaller input, and loses its fast convolution"
         return "exchanged", "a window slides over a smaller input: the same sum with input and kernel exchanged"
+    if _suits_padded_parts(w, channels, features):
+        return "project then add", "much padding, few outputs: each cell times all weights, then shifted sums"
     if OLD_COMPILER and _suits_side_by_side(g, batch, channels, features):
         return "side by side", "narrow images: the compiler leaves them to one thread"
     if not any(map(any, w.padding)) and gathers_much(w, batch, c) and max(c, features) > FEW_FEATURES:
@@ -165,6 +169,16 @@ def _suits_few_parts(g: ConvGeometry, batch: int, channels: int, features: int) 
     return few and not forward_tiles(g, batch, channels, features)
 
 
+def _suits_padded_parts(w: Window, channels: int, features: int) -> bool:
+    """Whether more of what windows read is padding than parts cost: a few features' for each tap of each cell."""
+    cells, outputs = math.prod(w.input_shape), math.prod(w.output_shape)
+    if w.rank != 2 or {*w.strides, *w.input_dilation} != {1} or sum(w.window_shape) > MAX_TAPS:
+        return False
+    if not 1 < w.taps <= cells or outputs < MUCH_PADDING * cells:
+        return False
+    return channels >= FEWEST_SUMMED and 4 * features * cells <= channels * outputs
+
+
 def _takes_steps_inside(w: Window) -> bool:
     """Whether the compiler gathers faster than taps read: steps along a single axis, and little padding."""
     return w.rank == 1 and w.strides != (1,) and _inside.share_inside(w) > LITTLE_PADDING
@@ -197,6 +211,8 @@ def _suits_bands(g: ConvGeometry, batch: int, channels: int, features: int) -> b
     """Whether a window is large enough for its banded matrix, which then has rows and columns enough to multiply."""
     w = g.window
     if w.rank != 2 or w.taps < LARGE_WINDOW or w.window_shape[0] > MAX_ROWS or g.precision is not None:
+        return False
+    if _suits_padded_parts(w, channels, features):
         return False
     zeros = MOST_ZEROS if channels * features <= FEW_BANDS else 2
     if w.input_shape[-1] > zeros * w.window_shape[-1]:
