@@ -11,13 +11,16 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 from jax.extend.core import take_current_trace
 from jax.sharding import AxisType
 
 
-def over_examples(rule: Callable[..., jax.Array], x: jax.Array, *shared: Any) -> jax.Array:
-    """`rule(x, *shared)` for x of (N, ...), any N; a vmap over x alone calls it with the examples in N."""
+def over_examples(
+    rule: Callable[..., jax.Array], x: jax.Array, *shared: Any, axis: int = 0, out_axis: int = 0
+) -> jax.Array:
+    """`rule(x, *shared)`, any number of examples along `axis`; a vmap over x alone calls it with its own among them."""
     if not is_mapped_here(x):
         return rule(x, *shared)
     mapped = custom_vmap(rule)
@@ -26,9 +29,12 @@ def over_examples(rule: Callable[..., jax.Array], x: jax.Array, *shared: Any) ->
     def join(axis_size: int, is_mapped: Any, x: jax.Array, *shared: Any) -> tuple[jax.Array, bool]:
         x_is_mapped, *shared_are_mapped = is_mapped
         if x_is_mapped and not any(jax.tree.leaves(shared_are_mapped)):
-            joined = x.reshape(math.prod(x.shape[:2]), *x.shape[2:])
-            z = over_examples(rule, joined, *shared)
-            return z.reshape(*x.shape[:2], *z.shape[1:]), True
+            x = jnp.moveaxis(x, 0, axis)
+            examples = x.shape[axis : axis + 2]
+            joined = x.reshape(*x.shape[:axis], math.prod(examples), *x.shape[axis + 2 :])
+            z = over_examples(rule, joined, *shared, axis=axis, out_axis=out_axis)
+            z = z.reshape(*z.shape[:out_axis], *examples, *z.shape[out_axis + 1 :])
+            return jnp.moveaxis(z, out_axis, 0), True
         axes = tuple(None if flag is None else 0 if flag else None for flag in is_mapped)
         return jax.vmap(rule, axes)(x, *shared), True
 

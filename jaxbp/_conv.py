@@ -44,7 +44,7 @@ import numpy as np
 from jax import lax
 
 from . import _formulations as formulations
-from ._arguments import as_array, call_rule, require_same_dtype, sum_dtype
+from ._arguments import as_array, asked_for, call_rule, is_asked_for, require_same_dtype, sum_dtype
 from ._batching import over_examples
 from ._geometry import CONV_WORDS, MOST_CELLS, ConvGeometry, Window, as_shape, conv_window, dilated_size, per_axis
 
@@ -64,24 +64,22 @@ def _conv_op(g: ConvGeometry, x: jax.Array, kernel: jax.Array, bias: jax.Array |
 
 
 def _conv_fwd(g: ConvGeometry, x: Any, kernel: Any, bias: Any) -> tuple[jax.Array, tuple]:
-    """Keep what the gradients that are asked for need: x for the kernel's, the kernel for x's."""
+    """Keep x for the kernel's gradient, the kernel for x's, and which gradients are asked for."""
     z = _conv_op(g, x.value, kernel.value, None if bias is None else bias.value)
-    kept_x = x.value if kernel.perturbed else None
-    kept_kernel = kernel.value if x.perturbed else None
-    kept_bias = bias.value if bias is not None and bias.perturbed else None
-    return z, (kept_x, kept_kernel, kept_bias)
+    return z, (x.value, kernel.value, asked_for(x, kernel, bias))
 
 
-def _conv_bwd(g: ConvGeometry, kept: tuple, delta: jax.Array) -> tuple:
+def conv_backward(g: ConvGeometry, kept: tuple, delta: jax.Array) -> tuple:
     """The three gradients of the derivation above; None where nobody asked."""
-    x, kernel, bias = kept
-    dx = None if kernel is None else formulations.conv_input_grad(delta, kernel, g)
-    dkernel = None if x is None else formulations.conv_kernel_grad(x, delta, g)
-    dbias = None if bias is None else _sum_to_channels(delta).astype(bias.dtype)
+    x, kernel, asked = kept
+    asks_x, asks_kernel, asks_bias = is_asked_for(asked)
+    dx = formulations.conv_input_grad(delta, kernel, g) if asks_x else None
+    dkernel = formulations.conv_kernel_grad(x, delta, g) if asks_kernel else None
+    dbias = _sum_to_channels(delta).astype(x.dtype) if asks_bias else None
     return dx, dkernel, dbias
 
 
-_conv.defvjp(_conv_fwd, _conv_bwd, symbolic_zeros=True)
+_conv.defvjp(_conv_fwd, conv_backward, symbolic_zeros=True)
 
 # ------------------------------------------------------------------------------------- the gradient maps
 
@@ -134,7 +132,7 @@ def conv_input_grad(
         names=("input_shape", *CONV_WORDS[1:]),
     )  # fmt: skip
     _require_shape(op, "delta", delta, _output_shape(shape, kernel.shape, w))
-    g = ConvGeometry(w, feature_group_count, _hashable(precision))
+    g = conv_geometry(w, feature_group_count, precision)
     return formulations.conv_input_grad(_one_batch_axis(delta, w.rank), kernel, g).reshape(shape)
 
 
@@ -185,7 +183,7 @@ def conv_kernel_grad(
         names=("x", "kernel_shape", *CONV_WORDS[2:]),
     )  # fmt: skip
     _require_shape(op, "delta", delta, _output_shape(x.shape, shape, w))
-    g = ConvGeometry(w, feature_group_count, _hashable(precision))
+    g = conv_geometry(w, feature_group_count, precision)
     return formulations.conv_kernel_grad(_one_batch_axis(x, w.rank), _one_batch_axis(delta, w.rank), g)
 
 
@@ -341,29 +339,26 @@ def conv(
         bias = as_array("conv", "bias", bias)
         require_same_dtype("conv", x=x, bias=bias)
         _require_shape("conv", "bias", bias, kernel.shape[-1:])
+    rule = partial(_conv, conv_geometry(w, feature_group_count, precision, preferred_element_type))
+
+    def call(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
+        like = [*((x, axis) for axis in range(x.ndim - 1)), (kernel, -1)]
+        return call_rule(rule, x, kernel, bias, output_shape=_output_shape(x.shape, kernel.shape, w), like=like)
+
     one = _one_batch_axis(x, w.rank)
-    z = bind(one, kernel, bias, w, feature_group_count, precision, preferred_element_type)
+    z = over_examples(call, one, kernel, bias)
     return z if one is x else z.reshape(_output_shape(x.shape, kernel.shape, w))
 
 
 # ------------------------------------------------------------------------------- shapes, shared with _conv_lax
 
 
-def bind(
-    x: jax.Array, kernel: jax.Array, bias: jax.Array | None, w: Window, groups: int, precision: Any,
-    preferred_element_type: Any, out_sharding: Any = None,
-) -> jax.Array:  # fmt: skip
-    """Collect the static facts and call the rule; x has exactly one batch axis."""
+def conv_geometry(w: Window, groups: int, precision: Any, preferred_element_type: Any = None) -> ConvGeometry:
+    """All of a convolution that is not an array, hashable."""
     # The scalar type: np.dtype("float64") == None, so that beside None a cache would take the one for the other.
     dtype = None if preferred_element_type is None else np.dtype(preferred_element_type).type
-    g = ConvGeometry(w, operator.index(groups), _hashable(precision), dtype)
-
-    def rule(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
-        shape = _output_shape(x.shape, kernel.shape, w)
-        like = [*((x, axis) for axis in range(x.ndim - 1)), (kernel, -1)]
-        return call_rule(partial(_conv, g), x, kernel, bias, output_shape=shape, like=like, out_sharding=out_sharding)
-
-    return over_examples(rule, x, kernel, bias)
+    precision = tuple(precision) if isinstance(precision, list) else precision
+    return ConvGeometry(w, operator.index(groups), precision, dtype)
 
 
 def _one_batch_axis(x: jax.Array, rank: int) -> jax.Array:
@@ -387,8 +382,3 @@ def _sum_to_channels(delta: jax.Array) -> jax.Array:
     """The sum over all axes but the last, accumulated in float32 at least."""
     wide = sum_dtype(delta.dtype)
     return jnp.sum(delta.astype(wide), axis=tuple(range(delta.ndim - 1))).astype(delta.dtype)
-
-
-def _hashable(precision: Any) -> Any:
-    """lax's precision, with a list of two written as a tuple."""
-    return tuple(precision) if isinstance(precision, list) else precision

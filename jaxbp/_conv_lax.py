@@ -1,18 +1,26 @@
-"""Convolution under lax's own names: a layout, and groups of the batch, around the rule in `_conv.py`."""
+"""Convolution under lax's own names: the rule of `_conv.py`, read and written in a layout.
+
+A layout is a transposition. A group of the batch is a group of channels in disguise: with b groups,
+(b n, *spatial, C) is moved to (n, *spatial, b C), and group j reads channels j C to (j + 1) C. Both only move
+elements, so that the gradient of each is the move back. The rule keeps the operands as they were given: what an
+earlier op keeps of them is then not kept twice.
+"""
 
 import operator
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import NamedSharding, PartitionSpec
 
-from ._arguments import as_array, require_same_dtype
-from ._conv import bind
-from ._geometry import canonical_padding, conv_window, dilated_size, per_axis, transposed_padding
+from . import _formulations as formulations
+from ._arguments import as_array, asked_for, call_rule, require_same_dtype
+from ._batching import over_examples
+from ._conv import conv_backward, conv_geometry
+from ._geometry import ConvGeometry, canonical_padding, conv_window, dilated_size, per_axis, transposed_padding
 
 
 def conv_general_dilated(
@@ -31,8 +39,7 @@ def conv_general_dilated(
 ) -> jax.Array:
     """`jax.lax.conv_general_dilated` with a hand-written backward rule: same arguments, same values.
 
-    A layout is a transposition around `conv`'s. A group of the batch is a group of channels in disguise: with b
-    groups, (b n, *spatial, C) is moved to (n, *spatial, b C), and group j reads channels j C to (j + 1) C.
+    `z[o] = sum_t a[s o + d t - p] w[t]` along every spatial axis, summed over the input channels of a group.
 
     Args:
       lhs: input of n + 2 axes in the layout of `dimension_numbers`, by default (N, C, *spatial).
@@ -137,19 +144,97 @@ def _general(
     """Bring the arguments to `conv`'s layout, call its rule, and bring the result back."""
     lhs, rhs = _arrays(op, lhs, rhs)
     dn = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
-    x = lhs.transpose(dn.lhs_spec[0], *dn.lhs_spec[2:], dn.lhs_spec[1])
-    kernel = rhs.transpose(*dn.rhs_spec[2:], dn.rhs_spec[1], dn.rhs_spec[0])
-    groups = feature_group_count
-    if batch_group_count != 1:
-        x, groups = _batch_groups_as_channels(op, x, kernel, feature_group_count, batch_group_count)
+    batch, features = lhs.shape[dn.lhs_spec[0]], rhs.shape[dn.rhs_spec[0]]
+    batch_groups = _checked_batch_groups(op, batch, features, feature_group_count, batch_group_count)
+    layout = Layout(dn, batch_groups)
+    x, kernel = jax.eval_shape(layout.input, lhs), jax.eval_shape(layout.kernel, rhs)
+    groups = feature_group_count if batch_groups == 1 else batch_groups
     w = conv_window(
         op, x.shape, kernel.shape, window_strides, padding, lhs_dilation, rhs_dilation, groups,
         names=("lhs", "rhs", "feature_group_count", "window_strides", "rhs_dilation", "lhs_dilation"),
         allow_empty=True,
     )  # fmt: skip
-    out_axes = (dn.out_spec[0], *dn.out_spec[2:], dn.out_spec[1])
-    z = bind(x, kernel, None, w, groups, precision, preferred_element_type, _permuted(out_sharding, out_axes))
-    return z.transpose(*np.argsort(out_axes))
+    rule = partial(_conv_in_layout, conv_geometry(w, groups, precision, preferred_element_type), layout)
+
+    def call(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
+        sizes = {dn.out_spec[0]: (lhs, dn.lhs_spec[0]), dn.out_spec[1]: (rhs, dn.rhs_spec[0])}
+        sizes |= {out: (lhs, axis) for out, axis in zip(dn.out_spec[2:], dn.lhs_spec[2:], strict=True)}
+        like = [sizes[axis] for axis in range(lhs.ndim)]
+        shape = [array.shape[axis] for array, axis in like]
+        shape[dn.out_spec[0]] //= batch_groups
+        for axis, size in zip(dn.out_spec[2:], w.output_shape, strict=True):
+            shape[axis] = size
+        return call_rule(rule, lhs, rhs, output_shape=shape, like=like, out_sharding=out_sharding)
+
+    # Examples that joined the batch would be torn apart by its groups.
+    return (
+        over_examples(call, lhs, rhs, axis=dn.lhs_spec[0], out_axis=dn.out_spec[0])
+        if batch_groups == 1
+        else call(lhs, rhs)
+    )
+
+
+class Layout(NamedTuple):
+    """Where lax has the axes of a convolution, and in how many groups its batch."""
+
+    numbers: lax.ConvDimensionNumbers
+    batch_groups: int
+
+    def input(self, lhs: jax.Array) -> jax.Array:
+        """lhs as (N, *spatial, C)."""
+        x = _channels_last(lhs, self.numbers.lhs_spec)
+        if self.batch_groups == 1:
+            return x
+        batch, *spatial, channels = x.shape
+        members = batch // self.batch_groups
+        grouped = jnp.moveaxis(x.reshape(self.batch_groups, members, *spatial, channels), 0, -2)
+        return grouped.reshape(members, *spatial, self.batch_groups * channels)
+
+    def kernel(self, rhs: jax.Array) -> jax.Array:
+        """rhs as (*window, C / groups, O)."""
+        features, channels, *window = self.numbers.rhs_spec
+        return rhs.transpose(*window, channels, features)
+
+    def output(self, z: jax.Array) -> jax.Array:
+        """lax's output, or its cotangent, as (N, *output, O)."""
+        return _channels_last(z, self.numbers.out_spec)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _conv_in_layout(g: ConvGeometry, layout: Layout, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
+    """z = a * W, each in its layout."""
+    return _conv_in_layout_op(g, layout, lhs, rhs)
+
+
+def _conv_in_layout_op(g: ConvGeometry, layout: Layout, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
+    """The forward pass as a plain function."""
+    z = formulations.conv_forward(layout.input(lhs), layout.kernel(rhs), g)
+    batch, channels, *spatial = layout.numbers.out_spec
+    return z.transpose(*np.argsort((batch, *spatial, channels)))
+
+
+def _conv_in_layout_fwd(g: ConvGeometry, layout: Layout, lhs: Any, rhs: Any) -> tuple[jax.Array, tuple]:
+    """Keep both operands as they are, and which gradients are asked for."""
+    z = _conv_in_layout_op(g, layout, lhs.value, rhs.value)
+    return z, (lhs.value, rhs.value, asked_for(lhs, rhs, None))
+
+
+def _conv_in_layout_bwd(g: ConvGeometry, layout: Layout, kept: tuple, delta: jax.Array) -> tuple:
+    """The gradients of `_conv`, moved back: what only moves elements is undone by its transpose."""
+    lhs, rhs, asked = kept
+    dx, dkernel, _ = conv_backward(g, (layout.input(lhs), layout.kernel(rhs), asked), layout.output(delta))
+    dlhs = None if dx is None else jax.linear_transpose(layout.input, lhs)(dx)[0]
+    drhs = None if dkernel is None else jax.linear_transpose(layout.kernel, rhs)(dkernel)[0]
+    return dlhs, drhs
+
+
+_conv_in_layout.defvjp(_conv_in_layout_fwd, _conv_in_layout_bwd, symbolic_zeros=True)
+
+
+def _channels_last(a: jax.Array, spec: tuple[int, ...]) -> jax.Array:
+    """(N, *spatial, C) of an array whose axes for N, C and the spatial ones `spec` names."""
+    batch, channels, *spatial = spec
+    return a.transpose(batch, *spatial, channels)
 
 
 def _arrays(op: str, lhs: Any, rhs: Any) -> tuple[jax.Array, jax.Array]:
@@ -164,31 +249,27 @@ def _arrays(op: str, lhs: Any, rhs: Any) -> tuple[jax.Array, jax.Array]:
     return lhs, rhs
 
 
-def _batch_groups_as_channels(
-    op: str, x: jax.Array, kernel: jax.Array, feature_group_count: int, batch_group_count: int
-) -> tuple[jax.Array, int]:
-    """(b n, *spatial, C) as (n, *spatial, b C), to be convolved in b groups of channels."""
+def _checked_batch_groups(op: str, batch: int, features: int, feature_groups: Any, batch_groups: Any) -> int:
+    """The number of groups of the batch, if it fits."""
     try:
-        batch_group_count = operator.index(batch_group_count)
+        batch_groups = operator.index(batch_groups)
     except TypeError:
-        raise TypeError(f"{op}: batch_group_count={batch_group_count!r} must be an integer") from None
-    batch, *spatial, channels = x.shape
-    features = kernel.shape[-1]
-    if feature_group_count != 1:
+        raise TypeError(f"{op}: batch_group_count={batch_groups!r} must be an integer") from None
+    if batch_groups == 1:
+        return 1
+    if feature_groups != 1:
         raise ValueError(
-            f"{op}: feature_group_count={feature_group_count} and batch_group_count={batch_group_count}, but only "
+            f"{op}: feature_group_count={feature_groups} and batch_group_count={batch_groups}, but only "
             "one of them may exceed 1"
         )
-    if batch_group_count < 1:
-        raise ValueError(f"{op}: batch_group_count={batch_group_count} must be at least 1")
-    if batch % batch_group_count or features % batch_group_count:
+    if batch_groups < 1:
+        raise ValueError(f"{op}: batch_group_count={batch_groups} must be at least 1")
+    if batch % batch_groups or features % batch_groups:
         raise ValueError(
-            f"{op}: batch_group_count={batch_group_count} must divide the batch size {batch} of lhs and the "
+            f"{op}: batch_group_count={batch_groups} must divide the batch size {batch} of lhs and the "
             f"{features} output channels of rhs"
         )
-    members = batch // batch_group_count
-    grouped = jnp.moveaxis(x.reshape(batch_group_count, members, *spatial, channels), 0, -2)
-    return grouped.reshape(members, *spatial, batch_group_count * channels), batch_group_count
+    return batch_groups
 
 
 def _transposed_pads(op: str, padding: Any, spans: tuple[int, ...], strides: tuple[int, ...], consistent: bool) -> Any:
@@ -207,13 +288,3 @@ def _transposed_pads(op: str, padding: Any, spans: tuple[int, ...], strides: tup
     if consistent:
         return tuple(transposed_padding(k, s, pair) for k, s, pair in zip(spans, strides, padding, strict=True))
     return padding
-
-
-def _permuted(sharding: Any, axes: tuple[int, ...]) -> Any:
-    """An output sharding in lax's layout as one in `conv`'s."""
-    if sharding is None:
-        return None
-    spec = sharding.spec if isinstance(sharding, NamedSharding) else sharding
-    entries = tuple(spec) + (None,) * (len(axes) - len(spec))
-    spec = PartitionSpec(*(entries[axis] for axis in axes))
-    return NamedSharding(sharding.mesh, spec) if isinstance(sharding, NamedSharding) else spec

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ._arguments import as_array, call_rule, require_same_dtype, sum_dtype
+from ._arguments import as_array, asked_for, call_rule, is_asked_for, require_same_dtype, sum_dtype
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -31,24 +31,22 @@ def _dense_op(precision: Any, x: jax.Array, kernel: jax.Array, bias: jax.Array |
 
 
 def _dense_fwd(precision: Any, x: Any, kernel: Any, bias: Any) -> tuple[jax.Array, tuple]:
-    """Keep what the gradients that are asked for need: x for the kernel's, the kernel for x's."""
+    """Keep x for the kernel's gradient, the kernel for x's, and which gradients are asked for."""
     z = _dense_op(precision, x.value, kernel.value, None if bias is None else bias.value)
-    kept_x = x.value if kernel.perturbed else None
-    kept_kernel = kernel.value if x.perturbed else None
-    kept_bias = bias.value if bias is not None and bias.perturbed else None
-    return z, (kept_x, kept_kernel, kept_bias)
+    return z, (x.value, kernel.value, asked_for(x, kernel, bias))
 
 
 def _dense_bwd(precision: Any, kept: tuple, delta: jax.Array) -> tuple:
     """The three gradients of the derivation above; None where nobody asked."""
-    x, kernel, bias = kept
+    x, kernel, asked = kept
+    asks_x, asks_kernel, asks_bias = is_asked_for(asked)
     wide = sum_dtype(delta.dtype)
-    dx = None if kernel is None else jnp.matmul(delta, kernel.T, precision=precision)
+    dx = jnp.matmul(delta, kernel.T, precision=precision) if asks_x else None
     dkernel = None
-    if x is not None:
+    if asks_kernel:
         summed = (((0,), (0,)), ((), ()))
         dkernel = lax.dot_general(x, delta, summed, precision=precision, preferred_element_type=wide).astype(x.dtype)
-    dbias = None if bias is None else jnp.sum(delta.astype(wide), axis=0).astype(bias.dtype)
+    dbias = jnp.sum(delta.astype(wide), axis=0).astype(x.dtype) if asks_bias else None
     return dx, dkernel, dbias
 
 

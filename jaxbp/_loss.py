@@ -19,14 +19,15 @@ from ._arguments import as_array, call_rule, refuse_complex, require_inexact, re
 
 @jax.custom_vjp
 def _cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
-    """The loss of every example."""
+    """The loss of every example, for a target distribution."""
     return _cross_entropy_op(logits, targets)
 
 
 def _cross_entropy_op(logits: jax.Array, targets: jax.Array) -> jax.Array:
     """The forward pass as a plain function; a class of target 0 costs nothing, however unlikely."""
-    costs = jnp.where(targets == 0, 0, _negative_log_softmax(logits))
-    return jnp.sum(targets * costs, axis=-1)
+    targets = _wide(targets)
+    costs = jnp.where(targets == 0, 0, _negative_log_softmax(_wide(logits)))
+    return jnp.sum(targets * costs, axis=-1).astype(logits.dtype)
 
 
 def _cross_entropy_fwd(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
@@ -37,13 +38,45 @@ def _cross_entropy_fwd(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array
 def _cross_entropy_bwd(kept: tuple[jax.Array, jax.Array], delta: jax.Array) -> tuple[jax.Array, jax.Array]:
     """p sum(t) - t for the logits, the classes' costs for the targets."""
     logits, targets = kept
-    costs = _negative_log_softmax(logits)
-    dlogits = jnp.exp(-costs) * jnp.sum(targets, axis=-1, keepdims=True) - targets
-    delta = delta[..., None]
-    return delta * dlogits, delta * jnp.where(delta == 0, 0, costs)
+    wide, delta = _wide(targets), _wide(delta)[..., None]
+    costs = _negative_log_softmax(_wide(logits))
+    dlogits = jnp.exp(-costs) * jnp.sum(wide, axis=-1, keepdims=True) - wide
+    # An infinite cost would make NaN of a delta of 0, and asking whether delta is 0 would not be linear in it.
+    finite = jnp.minimum(costs, jnp.finfo(costs.dtype).max)
+    return (delta * dlogits).astype(logits.dtype), (delta * finite).astype(targets.dtype)
 
 
 _cross_entropy.defvjp(_cross_entropy_fwd, _cross_entropy_bwd)
+
+
+@jax.custom_vjp
+def _label_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """The loss of every example, for the index of its class."""
+    return _label_cross_entropy_op(logits, labels)
+
+
+def _label_cross_entropy_op(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """The forward pass as a plain function; a label that names no class makes the loss NaN."""
+    costs = jnp.sum(jnp.where(_is_label(logits, labels), _negative_log_softmax(_wide(logits)), 0), axis=-1)
+    known = (labels >= 0) & (labels < logits.shape[-1])
+    return jnp.where(known, costs, jnp.nan).astype(logits.dtype)
+
+
+def _label_cross_entropy_fwd(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    """Keep both arguments."""
+    return _label_cross_entropy_op(logits, labels), (logits, labels)
+
+
+def _label_cross_entropy_bwd(kept: tuple[jax.Array, jax.Array], delta: jax.Array) -> tuple[jax.Array, None]:
+    """p - t for the logits, where t has its single 1 at the label."""
+    logits, labels = kept
+    known = ((labels >= 0) & (labels < logits.shape[-1]))[..., None]
+    softmax = jnp.exp(-_negative_log_softmax(_wide(logits)))
+    dlogits = jnp.where(known, softmax - _is_label(logits, labels).astype(softmax.dtype), jnp.nan)
+    return (_wide(delta)[..., None] * dlogits).astype(logits.dtype), None
+
+
+_label_cross_entropy.defvjp(_label_cross_entropy_fwd, _label_cross_entropy_bwd)
 
 
 def softmax_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -78,19 +111,15 @@ def softmax_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
         raise ValueError(f"{op}: logits has shape {logits.shape}, but there is no class to choose; use at least one")
     if logits.ndim == 0:
         raise ValueError(f"{op}: logits has shape (), but it needs at least one axis: (*batch, classes)")
-    wide = sum_dtype(logits.dtype)
     if jnp.issubdtype(labels.dtype, jnp.integer):
         if labels.shape != logits.shape[:-1]:
             raise ValueError(
                 f"{op}: integer labels have shape {labels.shape}, but logits have shape {logits.shape}; "
                 f"labels of shape {logits.shape[:-1]} would fit"
             )
+        rule = _label_cross_entropy
         # Labels of eight bits are too narrow for more than 128 classes.
         labels = labels.astype(wider(labels.dtype, jnp.int32))
-        classes = jnp.arange(logits.shape[-1], dtype=labels.dtype)
-        known = (labels >= 0) & (labels < logits.shape[-1])
-        one_hot = jnp.expand_dims(labels, -1) == jnp.expand_dims(classes, tuple(range(labels.ndim)))
-        targets = jnp.where(known[..., None], one_hot.astype(wide), jnp.nan)
     else:
         require_same_dtype(op, logits=logits, labels=labels)
         if labels.shape != logits.shape:
@@ -99,13 +128,20 @@ def softmax_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
                 f"{labels.dtype} are a distribution over the classes, in the shape of the logits (integer labels "
                 f"have one axis less)"
             )
-        targets = labels.astype(wide)
-    losses = call_rule(
-        _cross_entropy, logits.astype(wide), targets,
-        output_shape=logits.shape[:-1],
-        like=[(logits, axis) for axis in range(logits.ndim - 1)],
-    )  # fmt: skip
-    return losses.astype(logits.dtype)
+        rule = _cross_entropy
+    like = [(logits, axis) for axis in range(logits.ndim - 1)]
+    return call_rule(rule, logits, labels, output_shape=logits.shape[:-1], like=like)
+
+
+def _is_label(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Whether a class is the label, for every class of every example."""
+    classes = jax.lax.broadcasted_iota(labels.dtype, logits.shape, logits.ndim - 1)
+    return classes == labels[..., None]
+
+
+def _wide(a: jax.Array) -> jax.Array:
+    """Short floating-point numbers as float32, in which sums are taken."""
+    return a.astype(sum_dtype(a.dtype))
 
 
 def _negative_log_softmax(logits: jax.Array) -> jax.Array:

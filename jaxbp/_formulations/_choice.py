@@ -192,8 +192,8 @@ def _suits_few_cells(g: ConvGeometry, batch: int, channels: int, features: int) 
 
 
 def _has_few_parts(w: Window, features: int) -> bool:
-    """Whether the parts of an image's outputs, one for each tap of each cell, fit the cache."""
-    return w.taps * features * math.prod(w.input_shape) <= MOST_OUTPUTS
+    """Whether the parts of an image's outputs, one for each tap of each cell, fit the cache; of a window not long."""
+    return sum(w.window_shape) <= MAX_TAPS and w.taps * features * math.prod(w.input_shape) <= MOST_OUTPUTS
 
 
 def _shares_much(w: Window) -> bool:
