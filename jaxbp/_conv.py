@@ -44,6 +44,7 @@ import numpy as np
 from jax import lax
 
 from . import _formulations as formulations
+from . import _sums as sums
 from ._arguments import as_array, asked_for, call_rule, is_asked_for, require_same_dtype, sum_dtype
 from ._batching import over_examples
 from ._geometry import CONV_WORDS, MOST_CELLS, ConvGeometry, Window, as_shape, conv_window, dilated_size, per_axis
@@ -59,7 +60,7 @@ def _conv(g: ConvGeometry, x: jax.Array, kernel: jax.Array, bias: jax.Array | No
 
 def _conv_op(g: ConvGeometry, x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
     """The forward pass as a plain function."""
-    z = formulations.conv_forward(x, kernel, g)
+    z = sums.forward(x, kernel, g)
     return z if bias is None else z + jnp.broadcast_to(bias.astype(z.dtype), z.shape)
 
 
@@ -73,8 +74,8 @@ def conv_backward(g: ConvGeometry, kept: tuple, delta: jax.Array) -> tuple:
     """The three gradients of the derivation above; None where nobody asked."""
     x, kernel, asked = kept
     asks_x, asks_kernel, asks_bias = is_asked_for(asked)
-    dx = formulations.conv_input_grad(delta, kernel, g) if asks_x else None
-    dkernel = formulations.conv_kernel_grad(x, delta, g) if asks_kernel else None
+    dkernel = sums.kernel_grad(x, delta, g) if asks_kernel else None
+    dx = sums.input_grad(delta, kernel, g, first=dkernel) if asks_x else None
     dbias = _sum_to_channels(delta).astype(x.dtype) if asks_bias else None
     return dx, dkernel, dbias
 
@@ -133,7 +134,7 @@ def conv_input_grad(
     )  # fmt: skip
     _require_shape(op, "delta", delta, _output_shape(shape, kernel.shape, w))
     g = conv_geometry(w, feature_group_count, precision)
-    return formulations.conv_input_grad(_one_batch_axis(delta, w.rank), kernel, g).reshape(shape)
+    return sums.input_grad(_one_batch_axis(delta, w.rank), kernel, g).reshape(shape)
 
 
 def conv_kernel_grad(
@@ -184,7 +185,7 @@ def conv_kernel_grad(
     )  # fmt: skip
     _require_shape(op, "delta", delta, _output_shape(x.shape, shape, w))
     g = conv_geometry(w, feature_group_count, precision)
-    return formulations.conv_kernel_grad(_one_batch_axis(x, w.rank), _one_batch_axis(delta, w.rank), g)
+    return sums.kernel_grad(_one_batch_axis(x, w.rank), _one_batch_axis(delta, w.rank), g)
 
 
 def conv_bias_grad(delta: jax.Array) -> jax.Array:

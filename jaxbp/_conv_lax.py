@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from . import _formulations as formulations
+from . import _sums as sums
 from ._arguments import as_array, asked_for, call_rule, require_same_dtype
 from ._batching import over_examples
 from ._conv import conv_backward, conv_geometry
@@ -208,7 +208,7 @@ def _conv_in_layout(g: ConvGeometry, layout: Layout, lhs: jax.Array, rhs: jax.Ar
 
 def _conv_in_layout_op(g: ConvGeometry, layout: Layout, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
     """The forward pass as a plain function."""
-    z = formulations.conv_forward(layout.input(lhs), layout.kernel(rhs), g)
+    z = sums.forward(layout.input(lhs), layout.kernel(rhs), g)
     batch, channels, *spatial = layout.numbers.out_spec
     return z.transpose(*np.argsort((batch, *spatial, channels)))
 

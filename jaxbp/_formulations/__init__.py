@@ -16,6 +16,7 @@ from .._arguments import sum_dtype, wider
 from .._batching import is_mapped_here
 from .._geometry import ConvGeometry, Window
 from . import _choice, _evaluation, _gpu, _gpu_choice, _kernel_grad_choice, _pools, _textbook, _upsample, _windows
+from ._memory import after as after
 from ._textbook import rot180 as rot180
 from ._windows import Form
 

@@ -41,7 +41,7 @@ from ._blocks import (
 from ._choice import forward_form
 from ._kernel_grad_choice import kernel_grad_form
 from ._limits import as_blocks
-from ._memory import written
+from ._memory import after, written
 from ._windows import Form, pad_axes, side_by_side
 
 
@@ -131,6 +131,7 @@ def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry, mapped: bool = 
         return _textbook.taken_back(exchanged, groups)
 
     name, _ = kernel_grad_form(g, x.shape[0], x.shape[-1], delta.shape[-1])
+    x = x if name in ("textbook", "product", "mirrored", "padded") else after(x, delta)
     has_views = w.rank == groups == 1 and w.input_dilation == (1,) and w.taps <= _limits.MAX_TAPS
     if mapped and name == "textbook" and has_views:
         return _taps.taps_kernel_grad(x, delta, g)

@@ -9,7 +9,7 @@ from jax import lax
 
 from .._geometry import ConvGeometry, Window, dilated_size, read_padding
 from ._blocks import block, cut, largest_divisor, put_together, sum_blocks
-from ._memory import written
+from ._memory import after, written
 from ._product import over_positions
 from ._windows import first_axis, side_by_side, tap_views
 
@@ -90,7 +90,11 @@ def rows_kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry, most_sums:
             return over_positions(_rows(rows), delta, g.precision, parts)
 
         if w.window_shape[0] <= ROWS_AT_ONCE:
-            return jnp.stack([product(rows) for rows in tap_views(views, first_axis(w, views), 0)])
+            sums: list[jax.Array] = []
+            for rows in tap_views(views, first_axis(w, views), 0):
+                # One copy of the views at a time.
+                sums.append(product(after(rows, sums[-1]) if sums else rows))
+            return jnp.stack(sums)
         reach = dilated_size(w.output_shape[0], w.strides[0])
 
         def row_product(i: jax.Array | int) -> jax.Array:

@@ -24,6 +24,7 @@ from jax import lax
 
 from .._geometry import ConvGeometry
 from ._blocks import CELLS, Blocks, cut, map_blocks, sum_blocks
+from ._memory import after, written
 from ._product import over_positions
 from ._windows import pad_to
 
@@ -39,7 +40,8 @@ def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry, back: bool = False
     change places, and nothing else. So the tiles do that instead, and both sums transform the kernel once.
     """
     *_, channels, features = kernel.shape
-    taps = kernel.reshape(-1, channels * features)
+    # Weights that depend on the kernel alone would be transformed for all layers at once, and kept.
+    taps = after(kernel, x).reshape(-1, channels * features)
     weights = jnp.matmul(_weights(g.window.rank, kernel.dtype), taps).reshape(-1, channels, features)
 
     def outputs(x: jax.Array, g: ConvGeometry) -> jax.Array:
@@ -47,7 +49,8 @@ def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry, back: bool = False
         tiles = _tiles_of_input(x, counts, back)
         products = jnp.einsum("pto,pco->ptc" if back else "ptc,pco->pto", tiles, weights)
         z = _from_products(products, x.shape[0], counts, back)
-        return z[(slice(None), *(slice(out) for out in g.window.output_shape))]
+        # What follows would otherwise be computed from the products, which are four times as large and would be kept.
+        return written(z[(slice(None), *(slice(out) for out in g.window.output_shape))])
 
     return map_blocks(outputs, x, g, blocks(g, x.shape[0], channels, features))
 
@@ -68,7 +71,7 @@ def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
 def blocks(g: ConvGeometry, batch: int, channels: int, features: int, kernel_grad: bool = False) -> Blocks:
     """Blocks that leave the cache to large weights; of a kernel's gradient, fewer the larger what they add up to is."""
     rank = g.window.rank
-    per_output = (INPUTS // OUTPUTS) ** rank * max(channels, features)
+    per_output = (INPUTS // OUTPUTS) ** rank * (channels + features if kernel_grad else max(channels, features))
     image, weights = per_output * math.prod(g.window.output_shape), INPUTS**rank * channels * features
     if kernel_grad and 4 * weights >= CELLS:
         times = 2 if weights < 2 * CELLS else 4

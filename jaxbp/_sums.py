@@ -1,0 +1,164 @@
+"""The three sums of a convolution as one JAX primitive.
+
+`<delta, conv(x, kernel)>` is linear in x, in kernel and in delta. Give two of them, and the gradient with respect to
+the third is one of three sums: the output, the gradient of the input, the gradient of the kernel. So the derivative
+of a sum, and its transpose, are such sums again: the primitive is closed under differentiation, of any order.
+
+A third operand has no part in the sum: it is computed first. So a network's backward pass finishes one layer after the
+other, and holds the temporaries of one.
+
+A `vmap` whose kernel is the same for all examples makes them one larger batch. Any other adds a mapped axis in front of
+its operands: a *level*, which says of both operands whether they have that axis.
+"""
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+from jax.sharding import NamedSharding, PartitionSpec
+
+from . import _formulations as formulations
+from ._geometry import ConvGeometry
+
+Levels = tuple[tuple[bool, bool], ...]
+OPERANDS = {"z": ("x", "kernel"), "x": ("z", "kernel"), "kernel": ("x", "z")}
+EVALUATE = {
+    "z": formulations.conv_forward,
+    "x": formulations.conv_input_grad,
+    "kernel": formulations.conv_kernel_grad,
+}
+
+
+class Sum(NamedTuple):
+    """Which of the three sums, of which convolution, over which mapped axes."""
+
+    out: str
+    geometry: ConvGeometry
+    levels: Levels = ()
+
+
+def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
+    """(N, *output, O) from x of (N, *spatial, C) and a kernel of (*window, C / groups, O)."""
+    return conv_sum_p.bind(x, kernel, of=Sum("z", g))
+
+
+def input_grad(delta: jax.Array, kernel: jax.Array, g: ConvGeometry, first: jax.Array | None = None) -> jax.Array:
+    """(N, *spatial, C) from delta of (N, *output, O), in the kernel's dtype; computed once `first` is known."""
+    return conv_sum_p.bind(delta, kernel, *(() if first is None else (first,)), of=Sum("x", g))
+
+
+def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
+    """(*window, C / groups, O) from x of (N, *spatial, C) and delta of (N, *output, O), in x's dtype."""
+    return conv_sum_p.bind(x, delta, of=Sum("kernel", g))
+
+
+conv_sum_p = Primitive("conv_sum")
+
+
+def _evaluate(a: jax.Array, b: jax.Array, *first: jax.Array, of: Sum) -> jax.Array:
+    """The sum by an algorithm of `_formulations`, mapped over its levels."""
+    if first and jnp.issubdtype(b.dtype, jnp.floating):
+        b = lax.platform_dependent(b, *first, cpu=formulations.after, default=lambda b, _: b)
+    evaluate = functools.partial(EVALUATE[of.out], g=of.geometry)
+    for level in reversed(of.levels):
+        evaluate = jax.vmap(evaluate, tuple(0 if mapped else None for mapped in level))
+    return evaluate(a, b)
+
+
+@functools.lru_cache(maxsize=4096)
+def _compiled(of: Sum) -> Any:
+    """The sum as a compiled function, for eager calls."""
+    return jax.jit(functools.partial(_evaluate, of=of))
+
+
+def _impl(a: jax.Array, b: jax.Array, *first: jax.Array, of: Sum) -> jax.Array:
+    """The sum called eagerly, where one is computed after the other anyway."""
+    return _compiled(of)(a, b)
+
+
+def _abstract(a: Any, b: Any, *first: Any, of: Sum) -> Any:
+    """Shape and dtype of the sum, by arithmetic; it varies over the mesh axes over which its operands do."""
+    g, (a_maps, b_maps) = of.geometry, _counts(of.levels)
+    w, groups, rank = g.window, g.feature_group_count, g.window.rank
+    sizes = [next(o.shape[n] for o, n in zip((a, b), at, strict=True) if n is not None) for at in _places(of.levels)]
+    a_shape, b_shape = a.shape[a_maps:], b.shape[b_maps:]
+    match of.out:
+        case "z":
+            shape, dtype = (a_shape[0], *w.output_shape, b_shape[-1]), g.preferred_element_type or a.dtype
+        case "x":
+            shape, dtype = (a_shape[0], *w.input_shape, b_shape[rank] * groups), b.dtype
+        case _:
+            shape, dtype = (*w.window_shape, a_shape[-1] // groups, b_shape[-1]), a.dtype
+    shape = (*sizes, *shape)
+    sharding = NamedSharding(a.sharding.mesh, PartitionSpec(*[None] * len(shape)))
+    return a.update(shape=shape, dtype=jnp.dtype(dtype), weak_type=False, sharding=sharding)
+
+
+def _derivative(primals: Sequence[Any], tangents: Sequence[Any], *, of: Sum) -> tuple[Any, Any]:
+    """Linear in either operand."""
+    a, b, *_ = primals
+    da, db, *_ = tangents
+    terms = [] if type(da) is ad.Zero else [conv_sum_p.bind(da, b, of=of)]
+    terms += [] if type(db) is ad.Zero else [conv_sum_p.bind(a, db, of=of)]
+    y = conv_sum_p.bind(*primals, of=of)
+    return y, functools.reduce(ad.add_jaxvals, terms) if terms else ad.Zero.from_primal_value(y)
+
+
+def _transpose(cotangent: Any, *operands: Any, of: Sum) -> list[Any]:
+    """The gradient of the operand that is not known: another of the three sums."""
+    names = OPERANDS[of.out]
+    gradients = [ad.Zero(o.aval) if ad.is_undefined_primal(o) else None for o in operands]
+    unknown = next(i for i, operand in enumerate(operands) if ad.is_undefined_primal(operand))
+    if type(cotangent) is ad.Zero or unknown == 2:
+        return gradients
+    known = {names[1 - unknown]: operands[1 - unknown], of.out: cotangent}
+    mapped = {names[1 - unknown]: [level[1 - unknown] for level in of.levels], of.out: [True] * len(of.levels)}
+    pair = OPERANDS[names[unknown]]
+    levels = tuple(zip(mapped[pair[0]], mapped[pair[1]], strict=True))
+    gradient = conv_sum_p.bind(known[pair[0]], known[pair[1]], of=Sum(names[unknown], of.geometry, levels))
+    # Of an operand that all of a level share, the gradients add up.
+    shared = tuple(i for i, level in enumerate(of.levels) if not level[unknown])
+    gradients[unknown] = jnp.sum(gradient, axis=shared) if shared else gradient
+    return gradients
+
+
+def _batched(operands: Sequence[Any], axes: Sequence[int | None], *, of: Sum) -> tuple[Any, int]:
+    """Examples join the batch where they share the kernel; else one level more."""
+    a, b, *first = (o if axis is None else jnp.moveaxis(o, axis, 0) for o, axis in zip(operands, axes, strict=True))
+    first = [o if axis is None else o[0] for o, axis in zip(first, axes[2:], strict=True)]
+    if axes[1] is None and of.out != "kernel":
+        maps, _ = _counts(of.levels)
+        examples, before = a.shape[0], a.shape[1 : 1 + maps]
+        a = jnp.moveaxis(a, 0, maps).reshape(*before, math.prod((examples, a.shape[1 + maps])), *a.shape[2 + maps :])
+        y, at = conv_sum_p.bind(a, b, *first, of=of), len(of.levels)
+        return y.reshape(*y.shape[:at], examples, -1 if y.size else 0, *y.shape[at + 1 :]), at
+    level = (axes[0] is not None, axes[1] is not None)
+    return conv_sum_p.bind(a, b, *first, of=of._replace(levels=(level, *of.levels))), 0
+
+
+def _counts(levels: Levels) -> tuple[int, int]:
+    """How many mapped axes each operand has."""
+    return sum(level[0] for level in levels), sum(level[1] for level in levels)
+
+
+def _places(levels: Levels) -> list[tuple[int | None, int | None]]:
+    """For each level the axis of each operand that it maps."""
+    places, seen = [], [0, 0]
+    for level in levels:
+        places.append(tuple(seen[i] if mapped else None for i, mapped in enumerate(level)))
+        seen = [count + mapped for count, mapped in zip(seen, level, strict=True)]
+    return places
+
+
+conv_sum_p.def_impl(_impl)
+conv_sum_p.def_abstract_eval(_abstract)
+ad.primitive_jvps[conv_sum_p] = _derivative
+ad.primitive_transposes[conv_sum_p] = _transpose
+batching.primitive_batchers[conv_sum_p] = _batched
+mlir.register_lowering(conv_sum_p, mlir.lower_fun(_evaluate, multiple_results=False))
