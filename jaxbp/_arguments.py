@@ -6,9 +6,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.sharding import AxisType, PartitionSpec, auto_axes
+
+# Of each array argument of a rule, whether it is differentiated.
+Asked = tuple[bool, ...]
 
 
 def as_array(op: str, argument: str, value: Any) -> jax.Array:
@@ -83,21 +85,6 @@ def call_rule(
             entries.append(entry if fits and entry not in entries else None)
         out_sharding = PartitionSpec(*entries)
     return auto_axes(rule, out_sharding=out_sharding)(*arrays)
-
-
-def asked_for(*arguments: Any) -> np.ndarray:
-    """Which arguments of a forward rule are differentiated, as the shape of an array without elements.
-
-    A rule's residuals must be the same tree of the same arguments, whatever is differentiated: JAX keeps one record
-    of them for all traces of a rule. Where they differ, a jitted or checkpointed layer that is used twice reads the
-    residuals of one use with the record of the other: an error, or a wrong gradient. A shape is free to differ.
-    """
-    return np.zeros((*(int(a is not None and a.perturbed) for a in arguments), 0), bool)
-
-
-def is_asked_for(asked: jax.Array) -> tuple[int, ...]:
-    """What `asked_for` was told, one number for each argument: 1 where it is differentiated."""
-    return asked.shape[:-1]
 
 
 def sum_dtype(dtype: Any) -> Any:

@@ -1,44 +1,110 @@
-"""`vmap` inside `grad`: the examples join the batch before a rule sees them.
+"""Ops with a hand-written backward rule, as JAX primitives around their `custom_vjp`.
 
-JAX maps a custom_vjp rule by mapping its backward pass, so that a model written for one example and mapped over many
-(as Equinox models are) would compute one kernel gradient for each example and add them up afterwards. A convolution
-has a batch axis already: mapped over x alone, it is the same convolution of a larger batch.
+A bare `custom_vjp` knows too little of the program around it. Mapped, its backward pass is mapped: a model written for
+one example, and mapped over many (as Equinox models are), would compute a kernel gradient for each example and add them
+up afterwards. And JAX keeps one record of the residuals for all traces of a rule, so that a rule that keeps only what
+is asked for gives wrong gradients where one jitted or checkpointed layer is used twice.
+
+A primitive around the rule sees both. Its batching joins the examples to the batch, as long as they share everything
+else. Its derivative is that of the `custom_vjp`, told trace by trace which arguments are differentiated.
 """
 
+import functools
 import math
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
-from jax.extend.core import take_current_trace
+from jax.extend.core import Primitive, take_current_trace
+from jax.interpreters import ad, batching, mlir
 from jax.sharding import AxisType
 
+Levels = tuple[tuple[bool, ...], ...]
 
-def over_examples(
-    rule: Callable[..., jax.Array], x: jax.Array, *shared: Any, axis: int = 0, out_axis: int = 0
-) -> jax.Array:
-    """`rule(x, *shared)`, any number of examples along `axis`; a vmap over x alone calls it with its own among them."""
-    if not is_mapped_here(x):
-        return rule(x, *shared)
-    mapped = custom_vmap(rule)
 
-    @mapped.def_vmap
-    def join(axis_size: int, is_mapped: Any, x: jax.Array, *shared: Any) -> tuple[jax.Array, bool]:
-        x_is_mapped, *shared_are_mapped = is_mapped
-        if x_is_mapped and not any(jax.tree.leaves(shared_are_mapped)):
-            x = jnp.moveaxis(x, 0, axis)
-            examples = x.shape[axis : axis + 2]
-            joined = x.reshape(*x.shape[:axis], math.prod(examples), *x.shape[axis + 2 :])
-            z = over_examples(rule, joined, *shared, axis=axis, out_axis=out_axis)
-            z = z.reshape(*z.shape[:out_axis], *examples, *z.shape[out_axis + 1 :])
-            return jnp.moveaxis(z, out_axis, 0), True
-        axes = tuple(None if flag is None else 0 if flag else None for flag in is_mapped)
-        return jax.vmap(rule, axes)(x, *shared), True
+def op_primitive(
+    name: str, op: Callable[..., jax.Array], forward: Callable[..., Any], backward: Callable[..., Any]
+) -> Primitive:
+    """A primitive that evaluates `op(static, *arrays)` and whose derivative is a `custom_vjp`.
 
-    return mapped(x, *shared)
+    `forward(static, asked, *arrays)` gives the result and what is kept, `backward(static, asked, kept, delta)` a
+    gradient for every array that is asked for; `asked` says which. The primitive's parameters: `static`, hashable;
+    `batch`, the axes of the first array and of the result along which examples may join, or None; `levels`, for each
+    mapped axis which of the arrays have it.
+    """
+    primitive = Primitive(name)
+
+    def with_rule(static: Any, asked: tuple[bool, ...], *arrays: jax.Array) -> jax.Array:
+        """The op as a `custom_vjp` of the arrays that are differentiated; the others, constants, keep nothing."""
+        where = [i for i, one in enumerate(asked) if one]
+
+        def all_of(some: Sequence[jax.Array]) -> list[jax.Array]:
+            given = dict(zip(where, some, strict=True))
+            return [given.get(i, a) for i, a in enumerate(arrays)]
+
+        call = jax.custom_vjp(lambda *some: op(static, *all_of(some)))
+        call.defvjp(
+            lambda *some: forward(static, asked, *all_of(some)),
+            lambda kept, delta: tuple(backward(static, asked, kept, delta)[i] for i in where),
+        )
+        return call(*(arrays[i] for i in where))
+
+    def evaluate(*arrays: jax.Array, static: Any, batch: Any, levels: Levels) -> jax.Array:
+        return _mapped(functools.partial(op, static), levels)(*arrays)
+
+    @functools.lru_cache(maxsize=4096)
+    def compiled(**parameters: Any) -> Callable[..., jax.Array]:
+        return jax.jit(functools.partial(evaluate, **parameters))
+
+    def derivative(primals: Sequence[Any], tangents: Sequence[Any], *, static: Any, batch: Any, levels: Levels) -> Any:
+        asked = tuple(type(tangent) is not ad.Zero for tangent in tangents)
+        where = [i for i, one in enumerate(asked) if one]
+
+        def function(*some: jax.Array) -> jax.Array:
+            given = dict(zip(where, some, strict=True))
+            arrays = (given.get(i, a) for i, a in enumerate(primals))
+            return _mapped(functools.partial(with_rule, static, asked), levels)(*arrays)
+
+        return jax.jvp(function, tuple(primals[i] for i in where), tuple(tangents[i] for i in where))
+
+    def batched(arrays: Sequence[Any], axes: Sequence[Any], *, static: Any, batch: Any, levels: Levels) -> Any:
+        arrays = [a if axis is None else jnp.moveaxis(a, axis, 0) for a, axis in zip(arrays, axes, strict=True)]
+        level = tuple(axis is not None for axis in axes)
+        if batch is None or levels or any(level[1:]):
+            return primitive.bind(*arrays, static=static, batch=batch, levels=(level, *levels)), 0
+        joined, examples = _join(arrays[0], batch[0])
+        z = primitive.bind(joined, *arrays[1:], static=static, batch=batch, levels=())
+        return _part(z, batch[1], examples), 0
+
+    primitive.def_impl(lambda *arrays, **parameters: compiled(**parameters)(*arrays))
+    primitive.def_abstract_eval(
+        lambda *avals, **p: jax.make_jaxpr(functools.partial(evaluate, **p))(*avals).out_avals[0]
+    )
+    ad.primitive_jvps[primitive] = derivative
+    batching.primitive_batchers[primitive] = batched
+    mlir.register_lowering(primitive, mlir.lower_fun(evaluate, multiple_results=False))
+    return primitive
+
+
+def _mapped(function: Callable[..., jax.Array], levels: Levels) -> Callable[..., jax.Array]:
+    """The function under one `vmap` for each level."""
+    for level in reversed(levels):
+        function = jax.vmap(function, tuple(0 if mapped else None for mapped in level))
+    return function
+
+
+def _join(a: jax.Array, axis: int) -> tuple[jax.Array, tuple[int, ...]]:
+    """The first axis joined to the examples along `axis` of what is behind it, and how many they were."""
+    a = jnp.moveaxis(a, 0, axis)
+    examples = a.shape[axis : axis + 2]
+    return a.reshape(*a.shape[:axis], math.prod(examples), *a.shape[axis + 2 :]), examples
+
+
+def _part(a: jax.Array, axis: int, examples: tuple[int, ...]) -> jax.Array:
+    """What `_join` joined."""
+    return jnp.moveaxis(a.reshape(*a.shape[:axis], *examples, *a.shape[axis + 1 :]), axis, 0)
 
 
 def one_by_one(sum_of: Callable[..., jax.Array], x: jax.Array, delta: jax.Array) -> jax.Array:
@@ -52,7 +118,7 @@ def one_by_one(sum_of: Callable[..., jax.Array], x: jax.Array, delta: jax.Array)
     def loop(axis_size: int, is_mapped: Any, x: jax.Array, delta: jax.Array) -> tuple[jax.Array, bool]:
         if not all(is_mapped):
             return jax.vmap(sum_of, tuple(0 if flag else None for flag in is_mapped))(x, delta), True
-        again = partial(one_by_one, sum_of) if is_mapped_here(x) else sum_of
+        again = functools.partial(one_by_one, sum_of) if is_mapped_here(x) else sum_of
         return jax.lax.map(lambda pair: again(*pair), (x, delta)), True
 
     return mapped(x, delta)

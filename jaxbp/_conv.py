@@ -45,42 +45,38 @@ from jax import lax
 
 from . import _formulations as formulations
 from . import _sums as sums
-from ._arguments import as_array, asked_for, call_rule, is_asked_for, require_same_dtype, sum_dtype
-from ._batching import over_examples
+from ._arguments import Asked, as_array, call_rule, require_same_dtype, sum_dtype
+from ._batching import op_primitive
 from ._geometry import CONV_WORDS, MOST_CELLS, ConvGeometry, Window, as_shape, conv_window, dilated_size, per_axis
 
 # ---------------------------------------------------------------------------------------------- the rule
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _conv(g: ConvGeometry, x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
+def _conv(g: ConvGeometry, x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) -> jax.Array:
     """z = a * W + b for x of (N, *spatial, C) and kernel of (*window, C / groups, O)."""
-    return _conv_op(g, x, kernel, bias)
-
-
-def _conv_op(g: ConvGeometry, x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
-    """The forward pass as a plain function."""
     z = sums.forward(x, kernel, g)
-    return z if bias is None else z + jnp.broadcast_to(bias.astype(z.dtype), z.shape)
+    return z if bias is None else z + jnp.broadcast_to(bias, z.shape)
 
 
-def _conv_fwd(g: ConvGeometry, x: Any, kernel: Any, bias: Any) -> tuple[jax.Array, tuple]:
-    """Keep x for the kernel's gradient, the kernel for x's, and which gradients are asked for."""
-    z = _conv_op(g, x.value, kernel.value, None if bias is None else bias.value)
-    return z, (x.value, kernel.value, asked_for(x, kernel, bias))
+def _conv_fwd(
+    g: ConvGeometry, asked: Asked, x: jax.Array, kernel: jax.Array, *bias: jax.Array
+) -> tuple[jax.Array, tuple]:
+    """Keep what the gradients that are asked for need: x for the kernel's, the kernel for x's."""
+    asks_x, asks_kernel, *_ = asked
+    return _conv(g, x, kernel, *bias), (x if asks_kernel else None, kernel if asks_x else None)
 
 
-def conv_backward(g: ConvGeometry, kept: tuple, delta: jax.Array) -> tuple:
+def conv_backward(g: ConvGeometry, asked: Asked, kept: tuple, delta: jax.Array) -> tuple:
     """The three gradients of the derivation above; None where nobody asked."""
-    x, kernel, asked = kept
-    asks_x, asks_kernel, asks_bias = is_asked_for(asked)
+    x, kernel = kept
+    asks_x, asks_kernel, *asks_bias = asked
     dkernel = sums.kernel_grad(x, delta, g) if asks_kernel else None
     dx = sums.input_grad(delta, kernel, g, first=dkernel) if asks_x else None
-    dbias = _sum_to_channels(delta).astype(x.dtype) if asks_bias else None
+    dbias = _sum_to_channels(delta) if any(asks_bias) else None
     return dx, dkernel, dbias
 
 
-_conv.defvjp(_conv_fwd, conv_backward, symbolic_zeros=True)
+conv_p = op_primitive("conv", _conv, _conv_fwd, conv_backward)
 
 # ------------------------------------------------------------------------------------- the gradient maps
 
@@ -340,14 +336,14 @@ def conv(
         bias = as_array("conv", "bias", bias)
         require_same_dtype("conv", x=x, bias=bias)
         _require_shape("conv", "bias", bias, kernel.shape[-1:])
-    rule = partial(_conv, conv_geometry(w, feature_group_count, precision, preferred_element_type))
-
-    def call(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
-        like = [*((x, axis) for axis in range(x.ndim - 1)), (kernel, -1)]
-        return call_rule(rule, x, kernel, bias, output_shape=_output_shape(x.shape, kernel.shape, w), like=like)
-
+    g = conv_geometry(w, feature_group_count, precision, preferred_element_type)
     one = _one_batch_axis(x, w.rank)
-    z = over_examples(call, one, kernel, bias)
+    arrays = (one, kernel) if bias is None else (one, kernel, bias.astype(g.preferred_element_type or x.dtype))
+    z = call_rule(
+        partial(conv_p.bind, static=g, batch=(0, 0), levels=()), *arrays,
+        output_shape=_output_shape(one.shape, kernel.shape, w),
+        like=[*((one, axis) for axis in range(one.ndim - 1)), (kernel, -1)],
+    )  # fmt: skip
     return z if one is x else z.reshape(_output_shape(x.shape, kernel.shape, w))
 
 

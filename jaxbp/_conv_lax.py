@@ -17,8 +17,8 @@ import numpy as np
 from jax import lax
 
 from . import _sums as sums
-from ._arguments import as_array, asked_for, call_rule, require_same_dtype
-from ._batching import over_examples
+from ._arguments import Asked, as_array, call_rule, require_same_dtype
+from ._batching import op_primitive
 from ._conv import conv_backward, conv_geometry
 from ._geometry import ConvGeometry, canonical_padding, conv_window, dilated_size, per_axis, transposed_padding
 
@@ -154,24 +154,18 @@ def _general(
         names=("lhs", "rhs", "feature_group_count", "window_strides", "rhs_dilation", "lhs_dilation"),
         allow_empty=True,
     )  # fmt: skip
-    rule = partial(_conv_in_layout, conv_geometry(w, groups, precision, preferred_element_type), layout)
-
-    def call(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
-        sizes = {dn.out_spec[0]: (lhs, dn.lhs_spec[0]), dn.out_spec[1]: (rhs, dn.rhs_spec[0])}
-        sizes |= {out: (lhs, axis) for out, axis in zip(dn.out_spec[2:], dn.lhs_spec[2:], strict=True)}
-        like = [sizes[axis] for axis in range(lhs.ndim)]
-        shape = [array.shape[axis] for array, axis in like]
-        shape[dn.out_spec[0]] //= batch_groups
-        for axis, size in zip(dn.out_spec[2:], w.output_shape, strict=True):
-            shape[axis] = size
-        return call_rule(rule, lhs, rhs, output_shape=shape, like=like, out_sharding=out_sharding)
-
+    sizes = {dn.out_spec[0]: (lhs, dn.lhs_spec[0]), dn.out_spec[1]: (rhs, dn.rhs_spec[0])}
+    sizes |= {out: (lhs, axis) for out, axis in zip(dn.out_spec[2:], dn.lhs_spec[2:], strict=True)}
+    shape = dict(zip(dn.out_spec, (batch // batch_groups, features, *w.output_shape), strict=True))
+    static = conv_geometry(w, groups, precision, preferred_element_type), layout
     # Examples that joined the batch would be torn apart by its groups.
-    return (
-        over_examples(call, lhs, rhs, axis=dn.lhs_spec[0], out_axis=dn.out_spec[0])
-        if batch_groups == 1
-        else call(lhs, rhs)
-    )
+    join = (dn.lhs_spec[0], dn.out_spec[0]) if batch_groups == 1 else None
+    return call_rule(
+        partial(conv_in_layout_p.bind, static=static, batch=join, levels=()), lhs, rhs,
+        output_shape=[shape[axis] for axis in range(lhs.ndim)],
+        like=[sizes[axis] for axis in range(lhs.ndim)],
+        out_sharding=out_sharding,
+    )  # fmt: skip
 
 
 class Layout(NamedTuple):
@@ -190,51 +184,64 @@ class Layout(NamedTuple):
         grouped = jnp.moveaxis(x.reshape(self.batch_groups, members, *spatial, channels), 0, -2)
         return grouped.reshape(members, *spatial, self.batch_groups * channels)
 
+    def lhs(self, x: jax.Array) -> jax.Array:
+        """Undo `input`."""
+        if self.batch_groups != 1:
+            members, *spatial, channels = x.shape
+            grouped = jnp.moveaxis(x.reshape(members, *spatial, self.batch_groups, -1), -2, 0)
+            x = grouped.reshape(members * self.batch_groups, *spatial, channels // self.batch_groups)
+        return _as_in_lax(x, self.numbers.lhs_spec)
+
     def kernel(self, rhs: jax.Array) -> jax.Array:
         """rhs as (*window, C / groups, O)."""
         features, channels, *window = self.numbers.rhs_spec
         return rhs.transpose(*window, channels, features)
+
+    def rhs(self, kernel: jax.Array) -> jax.Array:
+        """Undo `kernel`."""
+        features, channels, *window = self.numbers.rhs_spec
+        return kernel.transpose(*np.argsort((*window, channels, features)))
 
     def output(self, z: jax.Array) -> jax.Array:
         """lax's output, or its cotangent, as (N, *output, O)."""
         return _channels_last(z, self.numbers.out_spec)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _conv_in_layout(g: ConvGeometry, layout: Layout, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
+def _conv_in_layout(static: tuple[ConvGeometry, Layout], lhs: jax.Array, rhs: jax.Array) -> jax.Array:
     """z = a * W, each in its layout."""
-    return _conv_in_layout_op(g, layout, lhs, rhs)
+    g, layout = static
+    return _as_in_lax(sums.forward(layout.input(lhs), layout.kernel(rhs), g), layout.numbers.out_spec)
 
 
-def _conv_in_layout_op(g: ConvGeometry, layout: Layout, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
-    """The forward pass as a plain function."""
-    z = sums.forward(layout.input(lhs), layout.kernel(rhs), g)
-    batch, channels, *spatial = layout.numbers.out_spec
-    return z.transpose(*np.argsort((batch, *spatial, channels)))
+def _conv_in_layout_fwd(static: tuple[ConvGeometry, Layout], asked: Asked, lhs: Any, rhs: Any) -> tuple:
+    """Keep the operands that the gradients need, as they are."""
+    asks_lhs, asks_rhs = asked
+    return _conv_in_layout(static, lhs, rhs), (lhs if asks_rhs else None, rhs if asks_lhs else None)
 
 
-def _conv_in_layout_fwd(g: ConvGeometry, layout: Layout, lhs: Any, rhs: Any) -> tuple[jax.Array, tuple]:
-    """Keep both operands as they are, and which gradients are asked for."""
-    z = _conv_in_layout_op(g, layout, lhs.value, rhs.value)
-    return z, (lhs.value, rhs.value, asked_for(lhs, rhs, None))
+def _conv_in_layout_bwd(static: tuple[ConvGeometry, Layout], asked: Asked, kept: tuple, delta: jax.Array) -> tuple:
+    """The gradients of `_conv`, moved back."""
+    g, layout = static
+    lhs, rhs = kept
+    x = None if lhs is None else layout.input(lhs)
+    kernel = None if rhs is None else layout.kernel(rhs)
+    dx, dkernel, _ = conv_backward(g, asked, (x, kernel), layout.output(delta))
+    return None if dx is None else layout.lhs(dx), None if dkernel is None else layout.rhs(dkernel)
 
 
-def _conv_in_layout_bwd(g: ConvGeometry, layout: Layout, kept: tuple, delta: jax.Array) -> tuple:
-    """The gradients of `_conv`, moved back: what only moves elements is undone by its transpose."""
-    lhs, rhs, asked = kept
-    dx, dkernel, _ = conv_backward(g, (layout.input(lhs), layout.kernel(rhs), asked), layout.output(delta))
-    dlhs = None if dx is None else jax.linear_transpose(layout.input, lhs)(dx)[0]
-    drhs = None if dkernel is None else jax.linear_transpose(layout.kernel, rhs)(dkernel)[0]
-    return dlhs, drhs
-
-
-_conv_in_layout.defvjp(_conv_in_layout_fwd, _conv_in_layout_bwd, symbolic_zeros=True)
+conv_in_layout_p = op_primitive("conv_general_dilated", _conv_in_layout, _conv_in_layout_fwd, _conv_in_layout_bwd)
 
 
 def _channels_last(a: jax.Array, spec: tuple[int, ...]) -> jax.Array:
     """(N, *spatial, C) of an array whose axes for N, C and the spatial ones `spec` names."""
     batch, channels, *spatial = spec
     return a.transpose(batch, *spatial, channels)
+
+
+def _as_in_lax(a: jax.Array, spec: tuple[int, ...]) -> jax.Array:
+    """Undo `_channels_last`."""
+    batch, channels, *spatial = spec
+    return a.transpose(*np.argsort((batch, *spatial, channels)))
 
 
 def _arrays(op: str, lhs: Any, rhs: Any) -> tuple[jax.Array, jax.Array]:

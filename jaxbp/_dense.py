@@ -15,42 +15,39 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ._arguments import as_array, asked_for, call_rule, is_asked_for, require_same_dtype, sum_dtype
+from ._arguments import Asked, as_array, call_rule, require_same_dtype, sum_dtype
+from ._batching import op_primitive
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _dense(precision: Any, x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
+def _dense(precision: Any, x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) -> jax.Array:
     """z = a W + b for x of (batch, I) and kernel of (I, O)."""
-    return _dense_op(precision, x, kernel, bias)
-
-
-def _dense_op(precision: Any, x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
-    """The forward pass as a plain function."""
     z = jnp.matmul(x, kernel, precision=precision)
     return z if bias is None else z + jnp.broadcast_to(bias, z.shape)
 
 
-def _dense_fwd(precision: Any, x: Any, kernel: Any, bias: Any) -> tuple[jax.Array, tuple]:
-    """Keep x for the kernel's gradient, the kernel for x's, and which gradients are asked for."""
-    z = _dense_op(precision, x.value, kernel.value, None if bias is None else bias.value)
-    return z, (x.value, kernel.value, asked_for(x, kernel, bias))
+def _dense_fwd(
+    precision: Any, asked: Asked, x: jax.Array, kernel: jax.Array, *bias: jax.Array
+) -> tuple[jax.Array, tuple]:
+    """Keep what the gradients that are asked for need: x for the kernel's, the kernel for x's."""
+    asks_x, asks_kernel, *_ = asked
+    return _dense(precision, x, kernel, *bias), (x if asks_kernel else None, kernel if asks_x else None)
 
 
-def _dense_bwd(precision: Any, kept: tuple, delta: jax.Array) -> tuple:
+def _dense_bwd(precision: Any, asked: Asked, kept: tuple, delta: jax.Array) -> tuple:
     """The three gradients of the derivation above; None where nobody asked."""
-    x, kernel, asked = kept
-    asks_x, asks_kernel, asks_bias = is_asked_for(asked)
+    x, kernel = kept
+    asks_x, asks_kernel, *asks_bias = asked
     wide = sum_dtype(delta.dtype)
     dx = jnp.matmul(delta, kernel.T, precision=precision) if asks_x else None
     dkernel = None
     if asks_kernel:
         summed = (((0,), (0,)), ((), ()))
         dkernel = lax.dot_general(x, delta, summed, precision=precision, preferred_element_type=wide).astype(x.dtype)
-    dbias = jnp.sum(delta.astype(wide), axis=0).astype(x.dtype) if asks_bias else None
+    dbias = jnp.sum(delta.astype(wide), axis=0).astype(delta.dtype) if any(asks_bias) else None
     return dx, dkernel, dbias
 
 
-_dense.defvjp(_dense_fwd, _dense_bwd, symbolic_zeros=True)
+dense_p = op_primitive("dense", _dense, _dense_fwd, _dense_bwd)
 
 
 def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None, *, precision: Any = None) -> jax.Array:
@@ -96,8 +93,10 @@ def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None, *, pre
             )
     batch = x.shape[:-1]
     rows = x if len(batch) == 1 else x.reshape(math.prod(batch), x.shape[-1])
+    arrays = (rows, kernel) if bias is None else (rows, kernel, bias)
+    precision = tuple(precision) if isinstance(precision, list) else precision
     z = call_rule(
-        partial(_dense, precision), rows, kernel, bias,
+        partial(dense_p.bind, static=precision, batch=(0, 0), levels=()), *arrays,
         output_shape=(rows.shape[0], kernel.shape[1]),
         like=[(rows, 0), (kernel, 1)],
     )  # fmt: skip
