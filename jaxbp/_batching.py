@@ -44,11 +44,12 @@ def op_primitive(
             given = dict(zip(where, some, strict=True))
             return [given.get(i, a) for i, a in enumerate(arrays)]
 
+        def gradients(kept: Any, delta: jax.Array) -> tuple[jax.Array, ...]:
+            of_all = backward(static, asked, kept, delta)
+            return tuple(of_all[i] for i in where)
+
         call = jax.custom_vjp(lambda *some: op(static, *all_of(some)))
-        call.defvjp(
-            lambda *some: forward(static, asked, *all_of(some)),
-            lambda kept, delta: tuple(backward(static, asked, kept, delta)[i] for i in where),
-        )
+        call.defvjp(lambda *some: forward(static, asked, *all_of(some)), gradients)
         return call(*(arrays[i] for i in where))
 
     def evaluate(*arrays: jax.Array, static: Any, batch: Any, levels: Levels) -> jax.Array:

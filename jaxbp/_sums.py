@@ -28,11 +28,7 @@ from ._geometry import ConvGeometry
 
 Levels = tuple[tuple[bool, bool], ...]
 OPERANDS = {"z": ("x", "kernel"), "x": ("z", "kernel"), "kernel": ("x", "z")}
-EVALUATE = {
-    "z": formulations.conv_forward,
-    "x": formulations.conv_input_grad,
-    "kernel": formulations.conv_kernel_grad,
-}
+MAPS = {"z": "conv_forward", "x": "conv_input_grad", "kernel": "conv_kernel_grad"}
 
 
 class Sum(NamedTuple):
@@ -65,7 +61,11 @@ def _evaluate(a: jax.Array, b: jax.Array, *first: jax.Array, of: Sum) -> jax.Arr
     """The sum by an algorithm of `_formulations`, mapped over its levels."""
     if first and jnp.issubdtype(b.dtype, jnp.floating):
         b = lax.platform_dependent(b, *first, cpu=formulations.after, default=lambda b, _: b)
-    evaluate = functools.partial(EVALUATE[of.out], g=of.geometry)
+    of_one = getattr(formulations, MAPS[of.out])
+
+    def evaluate(a: jax.Array, b: jax.Array) -> jax.Array:
+        return of_one(a, b, of.geometry)
+
     for level in reversed(of.levels):
         evaluate = jax.vmap(evaluate, tuple(0 if mapped else None for mapped in level))
     return evaluate(a, b)
