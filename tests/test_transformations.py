@@ -17,7 +17,7 @@ from jax.ad_checkpoint import checkpoint_policies
 
 import jaxbp
 from cases import OPS, Op
-from jaxbp import _formulations
+from jaxbp import _formulations, _sums
 
 
 def loss(op: Op, ops, numbers: tuple[int, ...] | None = None):
@@ -302,6 +302,7 @@ MAPS = ("conv_input_grad", "conv_kernel_grad")
 def counted(monkeypatch):
     """How often each gradient map of a convolution has been evaluated."""
     counts = dict.fromkeys(MAPS, 0)
+    _sums._compiled.cache_clear()
 
     def counting(name, evaluate):
         def inner(*args):
