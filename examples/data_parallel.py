@@ -176,9 +176,10 @@ def start_processes(args: argparse.Namespace) -> int:
                     print(f"data_parallel.py: not finished after {args.timeout} s, stopped", file=sys.stderr)
                     break
         finally:
+            # The first of them is the one that the others talk to, and miss.
+            for worker in reversed(workers):
+                worker.kill()
             for worker in workers:
-                if worker.poll() is None:
-                    worker.kill()
                 worker.wait()
     if stop.is_set():
         end()

@@ -12,7 +12,7 @@ import os
 import sys
 import sysconfig
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -124,23 +124,31 @@ def run(args: argparse.Namespace) -> int:
         end("interrupted")
 
     try:
-        if args.json is not None:
-            require_writable("--json", args.json)
+        _check(args)
         mine = any(":" in target for target in args.targets)
         try:
             with on_ctrl_c(stop):
-                for item in _user_report(args) if mine else _own_reports(args):
-                    reports.append(item)
+                (_user_report if mine else _own_reports)(args, reports)
         finally:
             with undisturbed:
                 saved = _save(args, reports)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, MemoryError) as error:
         print(f"jaxbp compare: {error}", file=sys.stderr)
         return 2
     wrong = [name for name, report in reports if not report.ok]
     if len(reports) > 1:
         print(f"{len(reports) - len(wrong)} of {len(reports)} comparisons are right")
     return 2 if not saved else 1 if wrong else 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Refuse what would fail only after something was compared."""
+    if args.json is not None:
+        require_writable("--json", args.json)
+    if args.seed < 0:
+        raise ValueError(f"--seed {args.seed} must be 0 or more")
+    if unknown := [name for name in args.transforms if name not in TRANSFORMS]:
+        raise ValueError(f"--transforms {unknown[0]!r} is not known; use {', '.join(TRANSFORMS)}")
 
 
 def _save(args: argparse.Namespace, reports: list[tuple[str, Comparison]]) -> bool:
@@ -158,7 +166,7 @@ def _save(args: argparse.Namespace, reports: list[tuple[str, Comparison]]) -> bo
     return True
 
 
-def _user_report(args: argparse.Namespace) -> Iterator[tuple[str, Comparison]]:
+def _user_report(args: argparse.Namespace, reports: list[tuple[str, Comparison]]) -> None:
     """The report for a function of the user's."""
     if len(args.targets) != 1:
         raise ValueError(f"give one module:function at a time, not {len(args.targets)} targets")
@@ -177,8 +185,8 @@ def _user_report(args: argparse.Namespace) -> Iterator[tuple[str, Comparison]]:
         time=args.time is not False,
         **dict(args.keyword),
     )
+    reports.append((args.targets[0], report))
     print(report)
-    yield args.targets[0], report
 
 
 def _require_fit(target: str, function: Any, arrays: list, keywords: dict[str, Any]) -> None:
@@ -195,7 +203,7 @@ def _require_fit(target: str, function: Any, arrays: list, keywords: dict[str, A
         ) from None
 
 
-def _own_reports(args: argparse.Namespace) -> Iterator[tuple[str, Comparison]]:
+def _own_reports(args: argparse.Namespace, reports: list[tuple[str, Comparison]]) -> None:
     """A report for each case of jaxbp's own ops, one line each."""
     import jaxbp
 
@@ -223,12 +231,12 @@ def _own_reports(args: argparse.Namespace) -> Iterator[tuple[str, Comparison]]:
         further = [str(item) for item in case.further if not isinstance(item, np.ndarray)]
         words = [*map(_plain, case.shapes), *further, *(f"{k}={v}" for k, v in case.keywords.items())]
         name = f"{case.op}({', '.join(words)})"
+        reports.append((name, report))
         errors = [(row.manual_error or 0.0, row.automatic_error or 0.0) for row in report.rows]
         worst = max(errors)
         print(f"{name:<66} {worst[0]:9.2g} {worst[1]:9.2g}  {'ok' if report.ok else 'WRONG'}", flush=True)
         if args.verbose or args.time or not report.ok:
             print(f"\n{report}\n")
-        yield name, report
 
 
 class _Shape(tuple):

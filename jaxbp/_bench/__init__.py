@@ -90,6 +90,9 @@ def run(args: argparse.Namespace) -> int:
         return 0
     try:
         return _run(args, chosen)
+    except MemoryError as error:
+        print(f"jaxbp bench: {error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("jaxbp bench: interrupted", file=sys.stderr)
         return INTERRUPTED

@@ -158,7 +158,7 @@ def run(args: argparse.Namespace) -> int:
             print(explanation)
     except BrokenPipeError:
         raise
-    except (TypeError, ValueError, OSError, ImportError) as error:
+    except (TypeError, ValueError, OSError, ImportError, MemoryError) as error:
         message = " ".join(str(error).split())
         print(message if message.startswith("explain") else f"explain: {message}", file=sys.stderr)
         return 2
