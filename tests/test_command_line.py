@@ -349,16 +349,20 @@ def test_an_empty_name_is_no_file(capsys, nothing_is_measured):
         assert "give the name of a file" in capsys.readouterr().err
 
 
-@pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() == 0, reason="root may write everywhere")
-def test_permissions_are_looked_at(tmp_path):
+def test_permissions_are_looked_at(tmp_path, monkeypatch):
+    """As somebody who is not root."""
+
+    def refuse(dir):
+        raise PermissionError(13, "Permission denied")
+
     (tmp_path / "a.json").write_text("old")
-    (tmp_path / "a.json").chmod(0o444)
-    with pytest.raises(ValueError, match=r"--json .*a\.json: the file is write-protected"):
-        _output.require_writable("--json", tmp_path / "a.json")
-    tmp_path.chmod(0o555)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
+        with pytest.raises(ValueError, match=r"--json .*a\.json: the file is write-protected"):
+            _output.require_writable("--json", tmp_path / "a.json")
+    monkeypatch.setattr(_output.tempfile, "TemporaryFile", refuse)
     with pytest.raises(ValueError, match=r"--json .*b\.json: cannot write in .*: Permission denied"):
         _output.require_writable("--json", tmp_path / "b.json")
-    tmp_path.chmod(0o755)
 
 
 def test_looking_leaves_the_file_as_it_is(tmp_path):
