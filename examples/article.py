@@ -9,6 +9,8 @@ not close. The exit status is 1 if any example disagrees.
 
 from __future__ import annotations
 
+import ctrl_c  # noqa: F401  # isort: skip
+import argparse
 import sys
 from collections import defaultdict
 from collections.abc import Callable
@@ -158,6 +160,9 @@ def show_formula(name: str, expected: str, computed: str) -> bool:
 
 
 def main() -> int:
+    """The exit status: 0 where everything agrees, 1 where something does not."""
+    formatter = argparse.RawDescriptionHelpFormatter
+    argparse.ArgumentParser(description=__doc__, formatter_class=formatter).parse_args()
     print("POOLING")
     results = [show_numbers(*example) for example in pooling()]
     print("\n\nCONVOLUTION")

@@ -13,6 +13,8 @@ than 16 eps.
 
 from __future__ import annotations
 
+import ctrl_c  # noqa: F401  # isort: skip
+import argparse
 import sys
 
 import digits_cnn
@@ -106,6 +108,9 @@ def in_eps(ours: jax.Array, theirs: jax.Array) -> float:
 
 
 def main() -> int:
+    """The exit status: 0 where everything agrees, 1 where something does not."""
+    formatter = argparse.RawDescriptionHelpFormatter
+    argparse.ArgumentParser(description=__doc__, formatter_class=formatter).parse_args()
     data = digits_cnn.load_digits()
     images, labels = jnp.asarray(data.train_images[:BATCH]), jnp.asarray(data.train_labels[:BATCH])
     params = digits_cnn.init(jax.random.key(0), images.shape[1:])

@@ -5,11 +5,14 @@
 The function is no part of jaxbp: compare takes any function with a jax.custom_vjp rule.
 """
 
+import ctrl_c  # noqa: F401  # isort: skip
 import argparse
+import sys
 
 import jax
 
 import jaxbp
+from jaxbp._output import picture_file, require_picture, write_whole
 
 EPSILON = 1e-5
 
@@ -49,6 +52,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--plot", metavar="FILE.png", help="draw the wrong gradient next to the right one")
     options = parser.parse_args()
+    if options.plot is not None:
+        try:
+            require_picture("--plot", options.plot)
+        except ValueError as error:
+            print(f"check_your_own_rule: {error}", file=sys.stderr)
+            return 2
     keys = jax.random.split(jax.random.key(0), 3)
     x = jax.random.normal(keys[0], (32, 64))
     gain = 1 + 0.1 * jax.random.normal(keys[1], (64,))
@@ -60,8 +69,8 @@ def main() -> int:
     report = jaxbp.compare(wrong, x, gain, shift, time=False)
     print(report)
     if options.plot:
-        report.plot("x").savefig(options.plot)
-        print(f"\nwrote {options.plot}")
+        write_whole(picture_file(options.plot), report.plot("x").savefig)
+        print(f"\nwrote {picture_file(options.plot)}")
 
     print("\n\n2. The same after the repair\n")
     right = jax.custom_vjp(layer_norm)

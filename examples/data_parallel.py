@@ -17,13 +17,17 @@ rounding error decides which cell wins a max pool, a float32 run drifts away by 
 In float64 the two runs stay together, so that any real difference shows.
 """
 
+import ctrl_c  # noqa: F401  # isort: skip
 import argparse
+import contextlib
 import functools
 import hashlib
 import os
+import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -36,6 +40,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import jaxbp
+from jaxbp._interrupt import end, on_ctrl_c
 
 LEARNING_RATE = 0.2
 # The largest difference from the single-device run, relative to the largest parameter, that counts as rounding.
@@ -156,22 +161,40 @@ def start_processes(args: argparse.Namespace) -> int:
         probe.bind(("127.0.0.1", 0))
         coordinator = f"127.0.0.1:{probe.getsockname()[1]}"
     command = [sys.executable, os.path.abspath(__file__), *sys.argv[1:], "--coordinator", coordinator]
-    workers = [subprocess.Popen([*command, "--process-id", str(process_id)]) for process_id in range(args.processes)]
+    workers: list[subprocess.Popen] = []
+    stop = threading.Event()
     deadline = time.monotonic() + args.timeout
-    try:
-        while any(worker.poll() is None for worker in workers):
-            if any(worker.poll() for worker in workers):
-                break
-            if time.monotonic() > deadline:
-                print(f"data_parallel.py: not finished after {args.timeout} s, stopped", file=sys.stderr)
-                break
-            time.sleep(0.05)
-    finally:
-        for worker in workers:
-            if worker.poll() is None:
+    with on_ctrl_c(stop.set):
+        try:
+            with deaf_to_ctrl_c():
+                for process_id in range(args.processes):
+                    workers.append(subprocess.Popen([*command, "--process-id", str(process_id)]))
+            while any(worker.poll() is None for worker in workers) and not any(worker.poll() for worker in workers):
+                if stop.wait(0.05):
+                    break
+                if time.monotonic() > deadline:
+                    print(f"data_parallel.py: not finished after {args.timeout} s, stopped", file=sys.stderr)
+                    break
+        finally:
+            # The first of them is the one that the others talk to, and miss.
+            for worker in reversed(workers):
                 worker.kill()
-            worker.wait()
+            for worker in workers:
+                worker.wait()
+    if stop.is_set():
+        end()
     return int(any(worker.returncode != 0 for worker in workers))
+
+
+@contextlib.contextmanager
+def deaf_to_ctrl_c() -> Iterator[None]:
+    """Processes started here do not hear Ctrl-C, which a terminal sends to all: the one that started them ends them."""
+    if sys.platform == "win32":
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    yield
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def say(text: str) -> None:
@@ -201,6 +224,11 @@ def parse_arguments() -> argparse.Namespace:
         parser.error(f"--devices {args.devices} cannot be shared evenly by --processes {args.processes}")
     if args.batch % args.devices:
         parser.error(f"--batch {args.batch} cannot be split evenly over --devices {args.devices}")
+    images = len(digits_cnn.load_digits().train_labels)
+    if args.batch > images:
+        parser.error(f"--batch {args.batch} is more than the {images} images to learn from")
+    if not 0 <= args.seed < 2**32:
+        parser.error(f"--seed {args.seed} must be 0 to {2**32 - 1}")
     if (args.coordinator is None) != (args.process_id is None):
         parser.error("--coordinator and --process-id belong together: give both, or neither")
     if args.process_id is not None and not 0 <= args.process_id < args.processes:

@@ -10,6 +10,7 @@ trains both from the same parameters on scikit-learn's digits, and compares para
 a step, and a file written before the change and read after it.
 """
 
+import ctrl_c  # noqa: F401  # isort: skip
 import argparse
 import io
 import statistics

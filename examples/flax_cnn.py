@@ -10,6 +10,7 @@ trains both from the same parameters on scikit-learn's digits, and compares para
 the time of a step, and a checkpoint written before the change and read after it.
 """
 
+import ctrl_c  # noqa: F401  # isort: skip
 import argparse
 import statistics
 import sys

@@ -10,11 +10,9 @@ reports what was learnt so far.
 
 from __future__ import annotations
 
+import ctrl_c  # noqa: F401  # isort: skip
 import argparse
-import os
-import signal
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -36,6 +34,8 @@ from tqdm import tqdm
 
 import jaxbp
 from jaxbp import automatic
+from jaxbp._interrupt import end, on_ctrl_c
+from jaxbp._output import require_writable, write_whole
 
 LEARNING_RATE = 0.01
 COMPARED_IMAGES = 256
@@ -73,11 +73,14 @@ class Run:
 
 
 def main() -> int:
-    try:
+    """The exit status: 2 for what cannot work."""
+    with on_ctrl_c(nothing_written):
         return train_and_report(parse_arguments())
-    except KeyboardInterrupt:
-        print("\ntrain_digits: stopped, nothing written", file=sys.stderr)
-        return 130
+
+
+def nothing_written() -> None:
+    """End the program."""
+    end("stopped, nothing written")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -112,25 +115,21 @@ def train_and_report(args: argparse.Namespace) -> int:
     print(f"data      {data.name}: {count:,} images to learn from, {test_count:,} to test")
     print(f"training  epochs: {plan.epochs}, batch size: {plan.batch_size}, seed: {plan.seed}")
 
-    # A flag instead of KeyboardInterrupt: no step is left half done, and none of JAX's callbacks swallows it.
+    print(f"device    {jax.devices()[0].device_kind}, jax {jax.__version__}", flush=True)
+    params = digits_cnn.init(jax.random.key(args.seed), data.train_images.shape[1:])
+    runs = [start(name, ops, params, data, plan) for name, ops in (("by hand", jaxbp), ("automatic", automatic))]
     stop = threading.Event()
-    on_ctrl_c = signal.signal(signal.SIGINT, lambda *_: stop.set())
-    try:
-        print(f"device    {jax.devices()[0].device_kind}, jax {jax.__version__}", flush=True)
-        params = digits_cnn.init(jax.random.key(args.seed), data.train_images.shape[1:])
-        runs = [start(name, ops, params, data, plan) for name, ops in (("by hand", jaxbp), ("automatic", automatic))]
+    with on_ctrl_c(stop.set):
         train(runs, data, plan, stop)
-    finally:
-        signal.signal(signal.SIGINT, on_ctrl_c)
 
     steps_done = len(runs[0].losses)
     if steps_done == 0:
-        raise KeyboardInterrupt
+        nothing_written()
     if steps_done < plan.steps:
         print(f"stopped after step {steps_done:,} of {plan.steps:,}: the results so far")
     report(runs, data, plan)
     try:
-        write_whole(draw(runs, data, plan), picture)
+        write_whole(picture, draw(runs, data, plan).savefig)
     except OSError as error:
         print(f"train_digits: {error}", file=sys.stderr)
         return 2
@@ -155,11 +154,7 @@ def writable_picture(out: Path) -> Path:
         raise ValueError(f"--out {out}: neither an existing folder nor a picture ({accepted})")
     if not picture.parent.is_dir():
         raise ValueError(f"--out {out}: there is no folder {picture.parent}")
-    try:
-        # Permissions alone do not tell: root on a read-only disk has them all.
-        tempfile.TemporaryFile(dir=picture.parent).close()
-    except OSError as error:
-        raise ValueError(f"--out {out}: cannot write in {picture.parent}: {error.strerror}") from error
+    require_writable("--out", picture)
     return picture
 
 
@@ -292,16 +287,6 @@ def draw(runs: list[Run], data: Data, plan: Plan) -> Figure:
         by_jax=np.asarray(by_jax)[0, :, :, 0],
         difference=difference_in_eps(by_hand, by_jax)[0, :, :, 0],
     )
-
-
-def write_whole(figure: Figure, picture: Path) -> None:
-    """Write the picture so that at no moment a half-written one stands in its place."""
-    partial_file = picture.with_name(f".{os.getpid()}-{picture.name}")
-    try:
-        figure.savefig(partial_file)
-        partial_file.replace(picture)
-    finally:
-        partial_file.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

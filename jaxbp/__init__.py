@@ -1,5 +1,6 @@
 """Convolution and pooling for JAX whose backward passes are written by hand."""
 
+from . import _interrupt as _interrupt
 from . import automatic as automatic
 from ._activation import relu as relu
 from ._activation import sigmoid as sigmoid

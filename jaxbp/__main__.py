@@ -5,6 +5,8 @@ import importlib
 import os
 import sys
 
+from ._interrupt import watch
+
 COMMANDS = {
     "bench": ("jaxbp._bench", "time the hand-written rules against the automatic ones"),
     "compare": ("jaxbp._compare_command", "check a hand-written rule: right, exact, fast, small?"),
@@ -33,4 +35,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    watch("jaxbp")
     sys.exit(main())

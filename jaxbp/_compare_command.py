@@ -8,9 +8,13 @@ import importlib
 import importlib.util
 import inspect
 import json
+import os
 import sys
-from collections.abc import Callable, Iterator
+import sysconfig
+import traceback
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -18,6 +22,8 @@ import numpy as np
 
 from ._compare import TRANSFORMS, compare
 from ._compare_report import Comparison
+from ._interrupt import end, on_ctrl_c, undisturbed
+from ._output import require_writable, write_whole
 
 
 class Case(NamedTuple):
@@ -30,6 +36,7 @@ class Case(NamedTuple):
 
 
 _IMAGE = (2, 9, 8, 4)
+_WINNERS = np.random.default_rng(0).integers(4, size=(2, 4, 4, 4))
 CASES = (
     Case("conv", (_IMAGE, (3, 3, 4, 6), (6,))),
     Case("conv", (_IMAGE, (3, 3, 4, 6)), (), {"strides": 2, "padding": "VALID"}),
@@ -46,6 +53,7 @@ CASES = (
     Case("sum_pool", (_IMAGE,), ((3, 3),)),
     Case("lp_pool", (_IMAGE,), ((2, 2), (2, 2))),
     Case("max_pool_with_winners", (_IMAGE,), ((2, 2), (2, 2))),
+    Case("max_unpool", ((2, 4, 4, 4),), (_WINNERS, (2, 2), (2, 2))),
     Case("adaptive_avg_pool", (_IMAGE,), ((3, 2),)),
     Case("adaptive_max_pool", (_IMAGE,), ((3, 2),)),
     Case("dense", ((5, 7), (7, 3), (3,))),
@@ -109,29 +117,56 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command: 0 if every row is right, 1 if one is wrong, 2 if the command line makes no sense."""
-    if args.json and not (folder := Path(args.json).absolute().parent).is_dir():
-        print(f"jaxbp compare: --json {args.json}: there is no folder {folder}", file=sys.stderr)
-        return 2
+    reports: list[tuple[str, Comparison]] = []
+
+    def stop() -> None:
+        _save(args, reports)
+        end("interrupted")
+
     try:
+        _check(args)
         mine = any(":" in target for target in args.targets)
-        reports = list(_user_report(args) if mine else _own_reports(args))
-    except (TypeError, ValueError) as error:
+        try:
+            with on_ctrl_c(stop):
+                (_user_report if mine else _own_reports)(args, reports)
+        finally:
+            with undisturbed:
+                saved = _save(args, reports)
+    except (TypeError, ValueError, MemoryError) as error:
         print(f"jaxbp compare: {error}", file=sys.stderr)
         return 2
-    if args.json:
-        entries = [{"case": name, **report.to_dict()} for name, report in reports]
-        try:
-            Path(args.json).write_text(json.dumps(entries, indent=2, allow_nan=False) + "\n")
-        except OSError as error:
-            print(f"jaxbp compare: --json {args.json}: {error.strerror}", file=sys.stderr)
-            return 2
     wrong = [name for name, report in reports if not report.ok]
     if len(reports) > 1:
         print(f"{len(reports) - len(wrong)} of {len(reports)} comparisons are right")
-    return 1 if wrong else 0
+    return 2 if not saved else 1 if wrong else 0
 
 
-def _user_report(args: argparse.Namespace) -> Iterator[tuple[str, Comparison]]:
+def _check(args: argparse.Namespace) -> None:
+    """Refuse what would fail only after something was compared."""
+    if args.json is not None:
+        require_writable("--json", args.json)
+    if args.seed < 0:
+        raise ValueError(f"--seed {args.seed} must be 0 or more")
+    if unknown := [name for name in args.transforms if name not in TRANSFORMS]:
+        raise ValueError(f"--transforms {unknown[0]!r} is not known; use {', '.join(TRANSFORMS)}")
+
+
+def _save(args: argparse.Namespace, reports: list[tuple[str, Comparison]]) -> bool:
+    """Write all reports so far to --json; where that fails, print them, and False."""
+    if args.json is None or not reports:
+        return True
+    entries = [{"case": name, **report.to_dict()} for name, report in reports]
+    text = json.dumps(entries, indent=2, allow_nan=False) + "\n"
+    try:
+        write_whole(args.json, lambda file: file.write_text(text))
+    except OSError as error:
+        print(f"jaxbp compare: --json {args.json}: {error.strerror}, so it is printed instead", file=sys.stderr)
+        print(text)
+        return False
+    return True
+
+
+def _user_report(args: argparse.Namespace, reports: list[tuple[str, Comparison]]) -> None:
     """The report for a function of the user's."""
     if len(args.targets) != 1:
         raise ValueError(f"give one module:function at a time, not {len(args.targets)} targets")
@@ -150,8 +185,8 @@ def _user_report(args: argparse.Namespace) -> Iterator[tuple[str, Comparison]]:
         time=args.time is not False,
         **dict(args.keyword),
     )
+    reports.append((args.targets[0], report))
     print(report)
-    yield args.targets[0], report
 
 
 def _require_fit(target: str, function: Any, arrays: list, keywords: dict[str, Any]) -> None:
@@ -168,7 +203,7 @@ def _require_fit(target: str, function: Any, arrays: list, keywords: dict[str, A
         ) from None
 
 
-def _own_reports(args: argparse.Namespace) -> Iterator[tuple[str, Comparison]]:
+def _own_reports(args: argparse.Namespace, reports: list[tuple[str, Comparison]]) -> None:
     """A report for each case of jaxbp's own ops, one line each."""
     import jaxbp
 
@@ -196,12 +231,12 @@ def _own_reports(args: argparse.Namespace) -> Iterator[tuple[str, Comparison]]:
         further = [str(item) for item in case.further if not isinstance(item, np.ndarray)]
         words = [*map(_plain, case.shapes), *further, *(f"{k}={v}" for k, v in case.keywords.items())]
         name = f"{case.op}({', '.join(words)})"
+        reports.append((name, report))
         errors = [(row.manual_error or 0.0, row.automatic_error or 0.0) for row in report.rows]
         worst = max(errors)
         print(f"{name:<66} {worst[0]:9.2g} {worst[1]:9.2g}  {'ok' if report.ok else 'WRONG'}", flush=True)
         if args.verbose or args.time or not report.ok:
             print(f"\n{report}\n")
-        yield name, report
 
 
 class _Shape(tuple):
@@ -230,16 +265,9 @@ def _load(target: str) -> Callable:
     if not place or not name:
         raise ValueError(f"{target!r} is not module:function")
     try:
-        if place.endswith(".py"):
-            spec = importlib.util.spec_from_file_location(Path(place).stem, place)
-            assert spec is not None and spec.loader is not None
-            module = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
-        else:
-            sys.path.insert(0, "")
-            module = importlib.import_module(place)
-    except (ImportError, FileNotFoundError) as error:
-        raise ValueError(f"cannot import {place}: {error}") from error
+        module = _import(place)
+    except (Exception, SystemExit) as error:  # whatever the user's own lines raise
+        raise ValueError(f"cannot import {place}: {_own_line(error)}") from error
     found = module
     for part in name.split("."):
         if not hasattr(found, part):
@@ -248,6 +276,34 @@ def _load(target: str) -> Callable:
     if not callable(found):
         raise ValueError(f"{target} is a {type(found).__name__}, not a function")
     return found
+
+
+def _import(place: str) -> ModuleType:
+    """The module of that name, or in that file, which finds its neighbours as a program does."""
+    if not place.endswith(".py"):
+        sys.path.insert(0, "")
+        return importlib.import_module(place)
+    sys.path.insert(0, str(Path(place).resolve().parent))
+    spec = importlib.util.spec_from_file_location(Path(place).stem, place)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    # Dataclasses look their module up.
+    sys.modules.setdefault(spec.name, module)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _own_line(error: BaseException) -> str:
+    """The error in one line, with the last file and line of the user's own that led to it."""
+    text = f"{type(error).__name__}: {error}"
+    paths = sysconfig.get_paths()
+    others = (paths["stdlib"], paths["purelib"], paths["platlib"], os.path.dirname(__file__), "<")
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(others)]
+    if isinstance(error, SyntaxError) and error.filename and not error.filename.startswith("<"):
+        text = f"{error.filename}:{error.lineno}: {type(error).__name__}: {error.msg}"
+    elif frames:
+        text = f"{frames[-1].filename}:{frames[-1].lineno}: {text}"
+    return " ".join(text.split())
 
 
 def _shape(text: str) -> _Shape:

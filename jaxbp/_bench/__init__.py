@@ -16,6 +16,8 @@ from typing import Any
 
 import jax
 
+from .._interrupt import INTERRUPTED, end, on_ctrl_c, undisturbed
+from .._output import picture_file, require_picture, require_writable, write_whole
 from ._cases import measure_case, measure_model, warm_up
 from ._measure import cores, machine_limits
 from ._models import MODELS
@@ -27,7 +29,6 @@ from ._suite import CASES
 from ._table import Table, means
 
 DTYPES = ("float32", "bfloat16", "float16")
-INTERRUPTED = 130
 
 DESCRIPTION = """\
 Time jaxbp's hand-written gradients against the automatic ones of the same ops on plain lax.
@@ -89,6 +90,9 @@ def run(args: argparse.Namespace) -> int:
         return 0
     try:
         return _run(args, chosen)
+    except MemoryError as error:
+        print(f"jaxbp bench: {error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("jaxbp bench: interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -111,21 +115,27 @@ def _run(args: argparse.Namespace, chosen: list) -> int:
         table = Table(names, torch=args.torch, layers=True, errors=args.errors)
         options = {"parts": args.parts, "torch": args.torch, "errors": args.errors}
         measure = partial(measure_case, dtype=args.dtype, seconds=args.seconds, limits=limits, **options)
-    results, status = _each(chosen, measure, table)
-    print("\n" + means(results, args.torch) if results else "nothing was measured")
-    if args.json:
-        record["cases"] = [to_dict(result) for result in results]
-        Path(args.json).write_text(json.dumps(record, indent=2, allow_nan=False) + "\n")
-    if args.plot and results:
-        from ._plot import plot
-
-        plot(results, args.plot, machine)
-    return status or int(any("manual" not in result.times[WHOLE] for result in results))
-
-
-def _each(items: list, measure: Callable[[Any], Result], table: Table) -> tuple[list[Result], int]:
-    """Measure one after the other and print each; on Ctrl-C what there is."""
     results: list[Result] = []
+
+    def stop() -> None:
+        _save(args, record, results)
+        _draw(args, machine, results)
+        end(_stopped(results, chosen), _summary(results, args.torch))
+
+    try:
+        with on_ctrl_c(stop):
+            status = _each(chosen, measure, table, results)
+    finally:
+        with undisturbed:
+            saved = _save(args, record, results)
+    print(_summary(results, args.torch), flush=True)
+    drawn = _draw(args, machine, results)
+    broken = any("manual" not in result.times[WHOLE] for result in results)
+    return status or (2 if not (saved and drawn) else int(broken))
+
+
+def _each(items: list, measure: Callable[[Any], Result], table: Table, results: list[Result]) -> int:
+    """Measure one after the other into the results, and print each; on Ctrl-C stop."""
     print(table.heading(), flush=True)
     try:
         for item in _progress(items):
@@ -134,9 +144,48 @@ def _each(items: list, measure: Callable[[Any], Result], table: Table) -> tuple[
             print(table.lines(results[-1]), flush=True)
     except KeyboardInterrupt:
         _clear_progress()
-        print(f"interrupted after {len(results)} of {len(items)}", file=sys.stderr)
-        return results, INTERRUPTED
-    return results, 0
+        print(_stopped(results, items), file=sys.stderr)
+        return INTERRUPTED
+    return 0
+
+
+def _stopped(results: list[Result], items: list) -> str:
+    """The line for Ctrl-C."""
+    return f"interrupted after {len(results)} of {len(items)}"
+
+
+def _summary(results: list[Result], torch: bool) -> str:
+    """What is printed last."""
+    return "\n" + means(results, torch) if results else "nothing was measured"
+
+
+def _save(args: argparse.Namespace, record: dict[str, Any], results: list[Result]) -> bool:
+    """Write everything measured so far to --json; where that fails, print it, and False."""
+    if args.json is None or not results:
+        return True
+    text = json.dumps({**record, "cases": [to_dict(result) for result in results]}, indent=2, allow_nan=False) + "\n"
+    try:
+        write_whole(args.json, lambda file: file.write_text(text))
+    except OSError as error:
+        print(f"jaxbp bench: --json {args.json}: {error.strerror}, so it is printed instead", file=sys.stderr)
+        print(text)
+        return False
+    return True
+
+
+def _draw(args: argparse.Namespace, machine: str, results: list[Result]) -> bool:
+    """Draw what was measured so far to --plot; False where that fails."""
+    if args.plot is None or not results:
+        return True
+    from ._plot import plot
+
+    file = picture_file(args.plot)
+    try:
+        write_whole(file, lambda path: plot(results, path, machine))
+    except OSError as error:
+        print(f"jaxbp bench: --plot {file}: {error.strerror}", file=sys.stderr)
+        return False
+    return True
 
 
 def _progress(items: list) -> Iterator[Any]:
@@ -184,21 +233,16 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError("--random draws single layers; leave out --models")
     if args.plan and args.models:
         raise ValueError("--plan is about single layers; leave out --models")
-    if args.plan and (args.json or args.plot):
+    if args.plan and (args.json is not None or args.plot is not None):
         raise ValueError("--plan measures nothing that --json or --plot could write; leave them out")
-    for option, module in (("torch", "torch"), ("plot", "matplotlib")):
-        if getattr(args, option) and importlib.util.find_spec(module) is None:
-            raise ValueError(f"--{option} needs {module}, which is not installed: pip install {module}")
+    if args.torch and importlib.util.find_spec("torch") is None:
+        raise ValueError("--torch needs torch, which is not installed: pip install torch")
     if args.torch and jax.default_backend() != "cpu":
         raise ValueError(f"--torch compares on a CPU, but JAX runs on {jax.default_backend()}: set JAX_PLATFORMS=cpu")
-    for option in ("json", "plot"):
-        file = getattr(args, option)
-        if file and not Path(file).absolute().parent.is_dir():
-            raise ValueError(f"--{option} {file}: there is no folder {Path(file).absolute().parent}")
-    if args.plot:
-        from ._plot import require_format
-
-        require_format(args.plot)
+    if args.json is not None:
+        require_writable("--json", args.json)
+    if args.plot is not None:
+        require_picture("--plot", args.plot)
 
 
 def _machine(args: argparse.Namespace) -> str:

@@ -12,14 +12,7 @@ BAR_INCHES = 0.21
 SLOWER, AUTOMATIC, PYTORCH = "#c44e52", "#4c72b0", "#222222"
 
 
-def require_format(file: str) -> None:
-    """Refuse a suffix that matplotlib cannot write; without one it writes a PNG."""
-    suffix, known = Path(file).suffix, sorted(Figure().canvas.get_supported_filetypes())
-    if suffix and suffix[1:].lower() not in known:
-        raise ValueError(f"--plot {file}: pictures of {suffix} cannot be drawn; use one of {', '.join(known)}")
-
-
-def plot(results: Sequence[Result], file: str, machine: str) -> None:
+def plot(results: Sequence[Result], file: Path, machine: str) -> None:
     """Draw how many times faster than the automatic rule each case is, family by family, on a logarithmic scale.
 
     Where PyTorch was measured, a diamond marks its ratio.

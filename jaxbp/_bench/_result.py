@@ -1,5 +1,6 @@
 """What was measured of one case, and the numbers that are drawn from it."""
 
+import math
 from typing import Any, NamedTuple
 
 from ._measure import Times, best_ratio, geometric_mean, ratio
@@ -84,6 +85,11 @@ def _exceeds(pair: Pair, factor: float, excess: float) -> bool:
     return pair.manual > max(factor * pair.automatic, pair.automatic + excess)
 
 
+def _finite(value: float | None) -> float | str | None:
+    """JSON has no NaN and no infinities: they become text."""
+    return value if value is None or math.isfinite(value) else str(value)
+
+
 def to_dict(result: Result) -> dict[str, Any]:
     """A result as JSON has it."""
     return {
@@ -107,7 +113,7 @@ def to_dict(result: Result) -> dict[str, Any]:
         "temporary_bytes": result.temporary_bytes._asdict(),
         "residual_bytes": result.residual_bytes._asdict(),
         "compile_seconds": result.compile_seconds._asdict(),
-        "errors_in_eps": result.errors._asdict(),
+        "errors_in_eps": {name: _finite(error) for name, error in result.errors._asdict().items()},
         "limit_seconds": result.limit_seconds,
         "fraction_of_limit": result.fraction,
         "notes": list(result.notes),

@@ -12,6 +12,7 @@ import numpy as np
 
 import jaxbp
 
+from .._output import require_picture, require_writable, write_whole
 from ._case import OPS, Case, make_case, uses
 from ._examples import article_case, drawn_case
 from ._page import page
@@ -143,18 +144,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print or write what was asked for; exit status 0, or 2 with one line that says what was wrong."""
     try:
+        files = {kind: name for kind in ("html", "png", "gif") if (name := getattr(args, kind)) is not None}
+        for kind, name in files.items():
+            if Path(name).suffix != f".{kind}":
+                raise ValueError(f"explain: --{kind} {name!r} must be a file name that ends in .{kind}")
+            _require_folder(Path(name))
+            require = require_writable if kind == "html" else require_picture
+            require(f"explain: --{kind}", name)
         explanation = _asked_for(args)
-        for kind in ("html", "png", "gif"):
-            name = getattr(args, kind)
-            if name is not None:
-                if Path(name).suffix != f".{kind}":
-                    raise ValueError(f"explain: --{kind} {name!r} must be a file name that ends in .{kind}")
-                print(f"wrote {explanation.save(name)}")
-        if args.text or not (args.html or args.png or args.gif):
+        for name in files.values():
+            print(f"wrote {explanation.save(name)}", flush=True)
+        if args.text or not files:
             print(explanation)
     except BrokenPipeError:
         raise
-    except (TypeError, ValueError, OSError, ImportError) as error:
+    except (TypeError, ValueError, OSError, ImportError, MemoryError) as error:
         message = " ".join(str(error).split())
         print(message if message.startswith("explain") else f"explain: {message}", file=sys.stderr)
         return 2
@@ -233,13 +237,13 @@ def _chosen_cell(case: Case, cell: tuple[int, int] | None) -> tuple[int, int]:
 
 
 def _write(path: Path, write: Callable[[Path], Any]) -> Path:
-    """Write through a temporary file in the same folder, so that `path` is never half written."""
+    """Write a file, whole or not at all."""
+    _require_folder(path)
+    write_whole(path, write)
+    return path
+
+
+def _require_folder(path: Path) -> None:
+    """Refuse a file in a folder that is not there."""
     if not path.parent.is_dir():
         raise FileNotFoundError(f"explain: cannot write {str(path)!r}: there is no folder {str(path.parent)!r}")
-    temporary = path.with_name(f".{path.stem}-{os.getpid()}{path.suffix}")
-    try:
-        write(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
