@@ -24,7 +24,7 @@ from jax.interpreters import ad, batching, mlir
 from jax.sharding import NamedSharding, PartitionSpec
 
 from . import _formulations as formulations
-from ._geometry import ConvGeometry
+from ._geometry import ConvGeometry, is_static
 
 Levels = tuple[tuple[bool, bool], ...]
 OPERANDS = {"z": ("x", "kernel"), "x": ("z", "kernel"), "kernel": ("x", "z")}
@@ -60,7 +60,12 @@ conv_sum_p = Primitive("conv_sum")
 def _evaluate(a: jax.Array, b: jax.Array, *first: jax.Array, of: Sum) -> jax.Array:
     """The sum by an algorithm of `_formulations`, mapped over its levels."""
     if first and jnp.issubdtype(b.dtype, jnp.floating):
-        b = lax.platform_dependent(b, *first, cpu=formulations.after, default=lambda b, _: b)
+        # Either operand will do; the smaller one costs less.
+        a_is_smaller = math.prod(a.shape) < math.prod(b.shape) if is_static((*a.shape, *b.shape)) else False
+        waits = lax.platform_dependent(
+            a if a_is_smaller else b, *first, cpu=formulations.after, default=lambda operand, _: operand
+        )
+        a, b = (waits, b) if a_is_smaller else (a, waits)
     of_one = getattr(formulations, MAPS[of.out])
 
     def evaluate(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -10,6 +10,7 @@ import conftest  # noqa: F401  (its settings come before any other use of JAX)
 import test_conv
 import test_layers
 from test_conv_lax import EXTRA, LAYOUT_CASES, TRANSPOSED, as_keywords, in_lax_words
+from test_programs import USED_TWICE
 from test_sharding import LAYERS, WAYS
 from test_transformations import REFUSED, TRANSFORMATIONS
 
@@ -108,6 +109,7 @@ def transformation_table() -> list[list[str]]:
         "jit, sharded": {name for name, _ in WAYS},
         "explicit mesh": {name for name, _ in WAYS},
         "`shard_map`": set(LAYERS),
+        "layer twice": set(USED_TWICE),
     }
     rows = [["", *(f"`{t}`" if " " not in t else t for t in TRANSFORMATIONS), *meshes]]
     for op in OPS:

@@ -44,6 +44,12 @@ from ._limits import as_blocks
 from ._memory import after, written
 from ._windows import Form, pad_axes, side_by_side
 
+# Forms of a kernel's gradient that gather several times as many numbers as x has.
+GATHERING = {
+    *("taps", "rows", "grouped taps", "neighbours taps", "neighbours rows", "fold"),
+    *("inside", "winograd", "winograd in parts"),
+}
+
 
 def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry, back: bool = False) -> jax.Array:
     """Evaluate the forward sum in the chosen form; taken back, of delta, with the kernel rotated and exchanged."""
@@ -131,7 +137,7 @@ def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry, mapped: bool = 
         return _textbook.taken_back(exchanged, groups)
 
     name, _ = kernel_grad_form(g, x.shape[0], x.shape[-1], delta.shape[-1])
-    x = x if name in ("textbook", "product", "mirrored", "padded") else after(x, delta)
+    x = after(x, delta) if name in GATHERING else x
     has_views = w.rank == groups == 1 and w.input_dilation == (1,) and w.taps <= _limits.MAX_TAPS
     if mapped and name == "textbook" and has_views:
         return _taps.taps_kernel_grad(x, delta, g)
