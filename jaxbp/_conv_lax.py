@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from ._arguments import as_array, require_same_dtype
 from ._conv import bind
-from ._geometry import canonical_padding, conv_window, dilated_size, per_axis, transposed_padding
+from ._geometry import PADDING_WORDS, canonical_padding, conv_window, dilated_size, per_axis, transposed_padding
 
 
 def conv_general_dilated(
@@ -49,9 +49,9 @@ def conv_general_dilated(
       The output of n + 2 axes in the layout of `dimension_numbers`; of size 0 where the window does not fit.
 
     Raises:
-      TypeError: an argument is not an array, or dtypes differ.
-      ValueError: shapes, groups, padding, strides or dilations do not fit; a padding word together with an
-        `lhs_dilation` (the message says which pairs to write).
+      TypeError: an argument is not an array, dtypes differ, or strides or dilations are no sequences.
+      ValueError: shapes, groups, padding, strides or dilations do not fit; an integer where lax has a (low, high)
+        pair; a padding word together with an `lhs_dilation` (the message says which pairs to write).
 
     Example:
       >>> import jax.numpy as jnp, jaxbp
@@ -91,6 +91,7 @@ def conv_transpose(
       strides: n integers, in cells of the output.
       padding: "SAME" or "VALID" (of the forward convolution whose sizes this one undoes), or n (low, high) pairs
         around the dilated input; with `use_consistent_padding` the pairs, too, are the forward convolution's.
+        With strides of 1 the other words and spellings of lax (such as "same") pad the input itself, as in lax.
       rhs_dilation: n integers: distance between the kernel's cells; None: 1.
       dimension_numbers: as in lax.
       transpose_kernel: rotate the kernel by 180 degrees and exchange its channel axes, as Keras does.
@@ -101,8 +102,9 @@ def conv_transpose(
       The output of n + 2 axes in the layout of `dimension_numbers`.
 
     Raises:
-      TypeError: an argument is not an array, or dtypes differ.
-      ValueError: as `conv_general_dilated`; "SAME_LOWER" with a stride (the message says which pairs to write).
+      TypeError: as `conv_general_dilated`.
+      ValueError: as `conv_general_dilated`; another word than "SAME" and "VALID" with a stride (the message says
+        which pairs to write).
 
     Example:
       >>> import jax.numpy as jnp, jaxbp
@@ -120,8 +122,8 @@ def conv_transpose(
         channels_last = (0, rank + 1, *spatial)
         dimension_numbers = lax.ConvDimensionNumbers(channels_last, (rank + 1, rank, *range(rank)), channels_last)
     dn = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
-    steps = per_axis(op, "strides", strides, rank)
-    dilation = per_axis(op, "rhs_dilation", rhs_dilation, rank)
+    steps = _per_axis(op, "strides", strides, rank)
+    dilation = _per_axis(op, "rhs_dilation", (1,) * rank if rhs_dilation is None else rhs_dilation, rank)
     spans = tuple(dilated_size(rhs.shape[axis], d) for axis, d in zip(dn.rhs_spec[2:], dilation, strict=True))
     pads = _transposed_pads(op, padding, spans, steps, use_consistent_padding)
     if transpose_kernel:
@@ -142,13 +144,17 @@ def _general(
     groups = feature_group_count
     if batch_group_count != 1:
         x, groups = _batch_groups_as_channels(op, x, kernel, feature_group_count, batch_group_count)
+    rank = lhs.ndim - 2
+    strides = _per_axis(op, "window_strides", window_strides, rank)
+    lhs_dilation = _per_axis(op, "lhs_dilation", (1,) * rank if lhs_dilation is None else lhs_dilation, rank)
+    rhs_dilation = _per_axis(op, "rhs_dilation", (1,) * rank if rhs_dilation is None else rhs_dilation, rank)
     w = conv_window(
-        op, x.shape, kernel.shape, window_strides, padding, lhs_dilation, rhs_dilation, groups,
+        op, x.shape, kernel.shape, strides, _word_or_pairs(op, padding, rank), lhs_dilation, rhs_dilation, groups,
         names=("lhs", "rhs", "feature_group_count", "window_strides", "rhs_dilation", "lhs_dilation"),
         allow_empty=True,
     )  # fmt: skip
     out_axes = (dn.out_spec[0], *dn.out_spec[2:], dn.out_spec[1])
-    z = bind(x, kernel, None, w, groups, precision, preferred_element_type, _permuted(out_sharding, out_axes))
+    z = bind(x, kernel, None, w, groups, precision, preferred_element_type, _permuted(op, out_sharding, out_axes))
     return z.transpose(*np.argsort(out_axes))
 
 
@@ -162,6 +168,31 @@ def _arrays(op: str, lhs: Any, rhs: Any) -> tuple[jax.Array, jax.Array]:
             "at least two: batch, channels and the spatial axes"
         )
     return lhs, rhs
+
+
+def _per_axis(op: str, argument: str, value: Any, rank: int) -> tuple[int, ...]:
+    """One integer per spatial axis, from a sequence or an iterator as in lax: a single integer is none."""
+    try:
+        values = tuple(value)
+    except TypeError:
+        raise TypeError(
+            f"{op}: {argument}={value!r} must be a sequence of {rank} integers, one for each spatial axis, as in "
+            "jax.lax"
+        ) from None
+    return per_axis(op, argument, values, rank)
+
+
+def _word_or_pairs(op: str, padding: Any, rank: int) -> Any:
+    """A word or (low, high) pairs: an integer beside or instead of them, which `conv` takes, is refused as in lax."""
+    if isinstance(padding, str):
+        return padding
+    try:
+        return tuple((operator.index(low), operator.index(high)) for low, high in padding)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"{op}: padding={padding!r} must be one of {', '.join(map(repr, PADDING_WORDS))}, or a sequence of {rank} "
+            "(low, high) pairs of integers, as in jax.lax"
+        ) from None
 
 
 def _batch_groups_as_channels(
@@ -193,26 +224,33 @@ def _batch_groups_as_channels(
 
 def _transposed_pads(op: str, padding: Any, spans: tuple[int, ...], strides: tuple[int, ...], consistent: bool) -> Any:
     """The padding of the dilated input, from that of the forward convolution where `padding` speaks of it."""
-    padding = canonical_padding(op, padding, len(spans))
-    if padding == "SAME_LOWER":
+    padding = _word_or_pairs(op, padding, len(spans))
+    word = canonical_padding(op, padding, len(spans))
+    if padding in ("SAME", "VALID"):
+        return tuple(transposed_padding(k, s, padding) for k, s in zip(spans, strides, strict=True))
+    if isinstance(padding, str):
+        # lax reads no other spelling as the forward convolution's: without strides it is the padding of the input.
         if all(stride == 1 for stride in strides) and not consistent:
             return padding
-        pads = tuple(transposed_padding(k, s, "SAME")[::-1] for k, s in zip(spans, strides, strict=True))
+        pads = tuple(transposed_padding(k, s, "SAME") for k, s in zip(spans, strides, strict=True))
+        pads = tuple(pair[::-1] for pair in pads) if word == "SAME_LOWER" else pads
         raise ValueError(
-            f"{op}: padding='SAME_LOWER' with strides={strides} has no agreed meaning; write the pairs around the "
+            f"{op}: padding={padding!r} with strides={strides} has no agreed meaning; write the pairs around the "
             f"dilated input, for example padding={pads}, or use 'SAME' or 'VALID'"
         )
-    if isinstance(padding, str):
-        return tuple(transposed_padding(k, s, padding) for k, s in zip(spans, strides, strict=True))
     if consistent:
         return tuple(transposed_padding(k, s, pair) for k, s, pair in zip(spans, strides, padding, strict=True))
     return padding
 
 
-def _permuted(sharding: Any, axes: tuple[int, ...]) -> Any:
+def _permuted(op: str, sharding: Any, axes: tuple[int, ...]) -> Any:
     """An output sharding in lax's layout as one in `conv`'s."""
     if sharding is None:
         return None
+    if not isinstance(sharding, NamedSharding | PartitionSpec):
+        raise TypeError(
+            f"{op}: out_sharding={sharding!r} must be a NamedSharding or a PartitionSpec of jax.sharding, or None"
+        )
     spec = sharding.spec if isinstance(sharding, NamedSharding) else sharding
     entries = tuple(spec) + (None,) * (len(axes) - len(spec))
     spec = PartitionSpec(*(entries[axis] for axis in axes))
