@@ -39,9 +39,9 @@ TRANSFORMS = ("jit", "vmap", "second")
 
 
 def compare(
-    manual: Callable,
+    manual: Callable[..., Any],
     *args: Any,
-    automatic: Callable | None = None,
+    automatic: Callable[..., Any] | None = None,
     argnums: int | Sequence[int] | None = None,
     names: Sequence[str] | None = None,
     cotangent: Any = None,
@@ -123,7 +123,7 @@ def compare(
     return Comparison(*titles, tuple(rows), cost, look.notes, look.arrays())
 
 
-def check_vjp(manual: Callable, *args: Any, **keywords: Any) -> None:
+def check_vjp(manual: Callable[..., Any], *args: Any, **keywords: Any) -> None:
     """Assert that a function's hand-written gradient is right: `compare` as one line of a test suite.
 
     Takes what `compare` takes, and measures neither time nor memory.
@@ -152,7 +152,7 @@ def check_vjp(manual: Callable, *args: Any, **keywords: Any) -> None:
 # Reading the call
 
 
-def _undecorated(manual: Callable) -> Callable:
+def _undecorated(manual: Callable[..., Any]) -> Callable[..., Any]:
     """The function that jax.custom_vjp (under any jit or wraps) decorated."""
     if isinstance(manual, functools.partial):
         return functools.partial(_undecorated(manual.func), *manual.args, **manual.keywords)
@@ -220,7 +220,7 @@ def _asked(args: tuple, argnums: Any) -> set[int] | None:
     return {at % len(args) for at in asked}
 
 
-def _argument_names(functions: Sequence[Callable], args: tuple) -> list[str]:
+def _argument_names(functions: Sequence[Callable[..., Any]], args: tuple[Any, ...]) -> list[str]:
     """The positional arguments' names, from the first signature that has them."""
     names = [f"args[{at}]" for at in range(len(args))]
     for function in reversed(functions):
@@ -229,7 +229,7 @@ def _argument_names(functions: Sequence[Callable], args: tuple) -> list[str]:
     return names
 
 
-def _parameters(function: Callable) -> list[str]:
+def _parameters(function: Callable[..., Any]) -> list[str]:
     """The names of the parameters that can be given by position; none where the signature is not known."""
     try:
         parameters = inspect.signature(function).parameters.values()

@@ -71,7 +71,7 @@ class Comparison:
     rows: tuple[Row, ...]
     cost: Cost = field(default_factory=Cost)
     notes: tuple[str, ...] = ()
-    gradients: dict[str, tuple] = field(default_factory=dict, repr=False)
+    gradients: dict[str, tuple[Any, ...]] = field(default_factory=dict, repr=False)
 
     @property
     def ok(self) -> bool:
@@ -142,7 +142,7 @@ class Comparison:
             f"<p>{html.escape(_summary(self))}</p>"
         )
 
-    def plot(self, argument: str | int = 0, axes: tuple[int, int] | None = None):
+    def plot(self, argument: str | int = 0, axes: tuple[int, int] | None = None) -> Any:
         """Draw one argument's gradient by both rules and their difference in eps, with matplotlib.
 
         Args:

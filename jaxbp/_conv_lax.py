@@ -16,11 +16,21 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jax.sharding import NamedSharding, PartitionSpec
+
 from . import _sums as sums
 from ._arguments import Asked, as_array, call_rule, require_same_dtype
 from ._batching import op_primitive
 from ._conv import conv_backward, conv_geometry
-from ._geometry import ConvGeometry, canonical_padding, conv_window, dilated_size, per_axis, transposed_padding
+from ._geometry import (
+    PADDING_WORDS,
+    ConvGeometry,
+    canonical_padding,
+    conv_window,
+    dilated_size,
+    per_axis,
+    transposed_padding,
+)
 
 
 def conv_general_dilated(
@@ -56,9 +66,9 @@ def conv_general_dilated(
       The output of n + 2 axes in the layout of `dimension_numbers`; of size 0 where the window does not fit.
 
     Raises:
-      TypeError: an argument is not an array, or dtypes differ.
-      ValueError: shapes, groups, padding, strides or dilations do not fit; a padding word together with an
-        `lhs_dilation` (the message says which pairs to write).
+      TypeError: an argument is not an array, dtypes differ, or strides or dilations are no sequences.
+      ValueError: shapes, groups, padding, strides or dilations do not fit; an integer where lax has a (low, high)
+        pair; a padding word together with an `lhs_dilation` (the message says which pairs to write).
 
     Example:
       >>> import jax.numpy as jnp, jaxbp
@@ -98,6 +108,7 @@ def conv_transpose(
       strides: n integers, in cells of the output.
       padding: "SAME" or "VALID" (of the forward convolution whose sizes this one undoes), or n (low, high) pairs
         around the dilated input; with `use_consistent_padding` the pairs, too, are the forward convolution's.
+        With strides of 1 the other words and spellings of lax (such as "same") pad the input itself, as in lax.
       rhs_dilation: n integers: distance between the kernel's cells; None: 1.
       dimension_numbers: as in lax.
       transpose_kernel: rotate the kernel by 180 degrees and exchange its channel axes, as Keras does.
@@ -108,8 +119,9 @@ def conv_transpose(
       The output of n + 2 axes in the layout of `dimension_numbers`.
 
     Raises:
-      TypeError: an argument is not an array, or dtypes differ.
-      ValueError: as `conv_general_dilated`; "SAME_LOWER" with a stride (the message says which pairs to write).
+      TypeError: as `conv_general_dilated`.
+      ValueError: as `conv_general_dilated`; another word than "SAME" and "VALID" with a stride (the message says
+        which pairs to write).
 
     Example:
       >>> import jax.numpy as jnp, jaxbp
@@ -127,8 +139,8 @@ def conv_transpose(
         channels_last = (0, rank + 1, *spatial)
         dimension_numbers = lax.ConvDimensionNumbers(channels_last, (rank + 1, rank, *range(rank)), channels_last)
     dn = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
-    steps = per_axis(op, "strides", strides, rank)
-    dilation = per_axis(op, "rhs_dilation", rhs_dilation, rank)
+    steps = _per_axis(op, "strides", strides, rank)
+    dilation = _per_axis(op, "rhs_dilation", (1,) * rank if rhs_dilation is None else rhs_dilation, rank)
     spans = tuple(dilated_size(rhs.shape[axis], d) for axis, d in zip(dn.rhs_spec[2:], dilation, strict=True))
     pads = _transposed_pads(op, padding, spans, steps, use_consistent_padding)
     if transpose_kernel:
@@ -149,8 +161,12 @@ def _general(
     layout = Layout(dn, batch_groups)
     x, kernel = jax.eval_shape(layout.input, lhs), jax.eval_shape(layout.kernel, rhs)
     groups = feature_group_count if batch_groups == 1 else batch_groups
+    rank = lhs.ndim - 2
+    strides = _per_axis(op, "window_strides", window_strides, rank)
+    lhs_dilation = _per_axis(op, "lhs_dilation", (1,) * rank if lhs_dilation is None else lhs_dilation, rank)
+    rhs_dilation = _per_axis(op, "rhs_dilation", (1,) * rank if rhs_dilation is None else rhs_dilation, rank)
     w = conv_window(
-        op, x.shape, kernel.shape, window_strides, padding, lhs_dilation, rhs_dilation, groups,
+        op, x.shape, kernel.shape, strides, _word_or_pairs(op, padding, rank), lhs_dilation, rhs_dilation, groups,
         names=("lhs", "rhs", "feature_group_count", "window_strides", "rhs_dilation", "lhs_dilation"),
         allow_empty=True,
     )  # fmt: skip
@@ -164,7 +180,7 @@ def _general(
         partial(conv_in_layout_p.bind, static=static, batch=join, levels=()), lhs, rhs,
         output_shape=[shape[axis] for axis in range(lhs.ndim)],
         like=[sizes[axis] for axis in range(lhs.ndim)],
-        out_sharding=out_sharding,
+        out_sharding=_checked_sharding(op, out_sharding),
     )  # fmt: skip
 
 
@@ -256,6 +272,40 @@ def _arrays(op: str, lhs: Any, rhs: Any) -> tuple[jax.Array, jax.Array]:
     return lhs, rhs
 
 
+def _per_axis(op: str, argument: str, value: Any, rank: int) -> tuple[int, ...]:
+    """One integer per spatial axis, from a sequence or an iterator as in lax: a single integer is none."""
+    try:
+        values = tuple(value)
+    except TypeError:
+        raise TypeError(
+            f"{op}: {argument}={value!r} must be a sequence of {rank} integers, one for each spatial axis, as in "
+            "jax.lax"
+        ) from None
+    return per_axis(op, argument, values, rank)
+
+
+def _word_or_pairs(op: str, padding: Any, rank: int) -> Any:
+    """A word or (low, high) pairs: an integer beside or instead of them, which `conv` takes, is refused as in lax."""
+    if isinstance(padding, str):
+        return padding
+    try:
+        return tuple((operator.index(low), operator.index(high)) for low, high in padding)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"{op}: padding={padding!r} must be one of {', '.join(map(repr, PADDING_WORDS))}, or a sequence of {rank} "
+            "(low, high) pairs of integers, as in jax.lax"
+        ) from None
+
+
+def _checked_sharding(op: str, sharding: Any) -> Any:
+    """An output sharding, or None."""
+    if not isinstance(sharding, NamedSharding | PartitionSpec | type(None)):
+        raise TypeError(
+            f"{op}: out_sharding={sharding!r} must be a NamedSharding or a PartitionSpec of jax.sharding, or None"
+        )
+    return sharding
+
+
 def _checked_batch_groups(op: str, batch: int, features: int, feature_groups: Any, batch_groups: Any) -> int:
     """The number of groups of the batch, if it fits."""
     try:
@@ -281,17 +331,20 @@ def _checked_batch_groups(op: str, batch: int, features: int, feature_groups: An
 
 def _transposed_pads(op: str, padding: Any, spans: tuple[int, ...], strides: tuple[int, ...], consistent: bool) -> Any:
     """The padding of the dilated input, from that of the forward convolution where `padding` speaks of it."""
-    padding = canonical_padding(op, padding, len(spans))
-    if padding == "SAME_LOWER":
+    padding = _word_or_pairs(op, padding, len(spans))
+    word = canonical_padding(op, padding, len(spans))
+    if padding in ("SAME", "VALID"):
+        return tuple(transposed_padding(k, s, padding) for k, s in zip(spans, strides, strict=True))
+    if isinstance(padding, str):
+        # lax reads no other spelling as the forward convolution's: without strides it is the padding of the input.
         if all(stride == 1 for stride in strides) and not consistent:
             return padding
-        pads = tuple(transposed_padding(k, s, "SAME")[::-1] for k, s in zip(spans, strides, strict=True))
+        pads = tuple(transposed_padding(k, s, "SAME") for k, s in zip(spans, strides, strict=True))
+        pads = tuple(pair[::-1] for pair in pads) if word == "SAME_LOWER" else pads
         raise ValueError(
-            f"{op}: padding='SAME_LOWER' with strides={strides} has no agreed meaning; write the pairs around the "
+            f"{op}: padding={padding!r} with strides={strides} has no agreed meaning; write the pairs around the "
             f"dilated input, for example padding={pads}, or use 'SAME' or 'VALID'"
         )
-    if isinstance(padding, str):
-        return tuple(transposed_padding(k, s, padding) for k, s in zip(spans, strides, strict=True))
     if consistent:
         return tuple(transposed_padding(k, s, pair) for k, s, pair in zip(spans, strides, padding, strict=True))
     return padding

@@ -7,7 +7,9 @@ of the library's module. Giving that name another value redirects the layer and 
 
 import contextlib
 import functools
+import importlib
 import math
+import operator
 import sys
 import threading
 import types
@@ -20,9 +22,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.core import Tracer
+from jax.export import is_symbolic_dim
 
 from ._avg_pool import sum_pool
 from ._conv_lax import conv_general_dilated, conv_transpose
+from ._geometry import dilated_size
 from ._max_pool import max_pool, min_pool
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -39,17 +43,21 @@ def reduce_window(
     window_dilation: Sequence[int] | None = None,
 ) -> Any:
     """`lax.reduce_window`; a floating-point maximum, minimum or sum goes to jaxbp's pools, the rest to lax."""
+    arguments = (init_value, computation, window_dimensions)
     rank = len(window_dimensions)
     strides = (1,) * rank if window_strides is None else tuple(window_strides)
     dilation = (1,) * rank if window_dilation is None else tuple(window_dilation)
-    pads = (padding,) * rank if isinstance(padding, str) else tuple((low, high) for low, high in padding)
+    base = (1,) * rank if base_dilation is None else tuple(base_dilation)
+    if not isinstance(padding, str):
+        padding = tuple((low, high) for low, high in padding)
+    pads: Sequence[Any] = (padding,) * rank if isinstance(padding, str) else padding
     pool = _pool_for(operand, init_value, computation)
-    is_dilated = any(step != 1 for step in base_dilation or ())
     # Where the lengths disagree, the error is lax's.
-    if pool is None or is_dilated or {len(strides), len(dilation), len(pads), operand.ndim} != {rank}:
-        return lax.reduce_window(
-            operand, init_value, computation, window_dimensions, strides, padding, base_dilation, dilation
-        )
+    if pool is None or set(base) != {1} or {*map(len, (strides, dilation, base, pads)), operand.ndim} != {rank}:
+        return lax.reduce_window(operand, *arguments, strides, padding, base_dilation, dilation)
+    if has_no_place(operand.shape, window_dimensions, pads, dilation):
+        # Nothing was read, so nothing is sent back. lax's own gradient refuses dilations and what crops everything.
+        return lax.reduce_window(lax.stop_gradient(operand), *arguments, strides, padding, base_dilation, dilation)
     idle = [(1, 1, pad) for pad in ("SAME", "SAME_LOWER", "VALID", (0, 0))]
     pooled = [axis for axis in range(rank) if (window_dimensions[axis], strides[axis], pads[axis]) not in idle]
     if not pooled:
@@ -62,10 +70,24 @@ def reduce_window(
         jnp.expand_dims(operand, -1) if needs_channel else operand,
         tuple(window_dimensions[spatial]),
         strides[spatial],
-        padding if isinstance(padding, str) else pads[spatial],
+        padding if isinstance(padding, str) else padding[spatial],
         window_dilation=dilation[spatial],
     )
     return result[..., 0] if needs_channel else result
+
+
+def has_no_place(
+    sizes: Sequence[int], window_shape: Sequence[int], pads: Sequence[Any], dilation: Sequence[int]
+) -> bool:
+    """Whether along some axis the window is larger than the padded input, so that lax's result has size 0."""
+    for size, k, pad, d in zip(sizes, window_shape, pads, dilation, strict=True):
+        if isinstance(pad, str) and pad.upper() != "VALID":
+            continue  # the other words pad until a window fits
+        low, high = (0, 0) if isinstance(pad, str) else map(operator.index, pad)
+        room = low + size + high - dilated_size(k, d)
+        if not is_symbolic_dim(room) and room < 0:
+            return True
+    return False
 
 
 def _pool_for(operand: Any, init_value: Any, computation: Callable[..., Any]) -> Callable[..., Any] | None:
@@ -90,9 +112,15 @@ class _StandIn(types.ModuleType):
     def __getattr__(self, name: str) -> Any:
         return getattr(self._module, name)
 
+    def __reduce__(self) -> Any:
+        return importlib.import_module, (self._module.__name__,)
 
-def rebind(function: F, **names: Any) -> F:
-    """A copy of `function` that sees other values for some of its module's names; the module is untouched."""
+
+def rebind(function: F, home: str | None = None, /, **names: Any) -> F:
+    """A copy of `function` that sees other values for some of its module's names; the module is untouched.
+
+    `home` is the module in which the copy is found under the name of `function`, so that it can be pickled.
+    """
     original: Any = function
     while hasattr(original, "__wrapped__"):
         original = original.__wrapped__
@@ -110,6 +138,7 @@ def rebind(function: F, **names: Any) -> F:
     copy.__kwdefaults__ = original.__kwdefaults__
     copy.__annotations__ = original.__annotations__
     copy.__doc__ = original.__doc__
+    copy.__module__ = home or original.__module__
     return copy
 
 
@@ -235,17 +264,27 @@ def _block_context() -> Any:
     return jax.make_user_context(default_value=False)
 
 
-def _switch(original: Callable[..., Any], replacement: Callable[..., Any]) -> Callable[..., Any]:
+class _Switch:
     """A function that is `replacement` inside a block of its own thread and `original` anywhere else."""
 
-    @functools.wraps(original)
-    def switched(*args: Any, **kwargs: Any) -> Any:
-        return (replacement if _block_context().value else original)(*args, **kwargs)
+    def __init__(self, original: Callable[..., Any], replacement: Callable[..., Any]):
+        functools.update_wrapper(self, original)
+        self._original, self._replacement = original, replacement
 
-    return switched
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return (self._replacement if _block_context().value else self._original)(*args, **kwargs)
+
+    def __reduce__(self) -> Any:
+        # A model that was made inside a block is read outside of it.
+        return _itself, (self._original,)
 
 
-_SWITCHED = {name: _switch(getattr(lax, name), operation) for name, operation in OPERATIONS.items()}
+def _itself(function: F) -> F:
+    """What a pickled switch is when it is read."""
+    return function
+
+
+_SWITCHED = {name: _Switch(getattr(lax, name), operation) for name, operation in OPERATIONS.items()}
 _SWITCHED_LAX = _StandIn(lax, **_SWITCHED)
 _STAND_INS = [
     (jax, _StandIn(jax, lax=_SWITCHED_LAX)),

@@ -6,6 +6,7 @@ answers at ties and NaN, and its refusals: no gradient of max pooling with a win
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -19,17 +20,17 @@ from ._geometry import Window, conv_window, make_window
 
 
 def conv(
-    x,
-    kernel,
-    bias=None,
+    x: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array | None = None,
     *,
-    strides=1,
-    padding="SAME",
-    input_dilation=1,
-    kernel_dilation=1,
-    feature_group_count=1,
-    precision=None,
-    preferred_element_type=None,
+    strides: int | Sequence[int] = 1,
+    padding: Any = "SAME",
+    input_dilation: int | Sequence[int] = 1,
+    kernel_dilation: int | Sequence[int] = 1,
+    feature_group_count: int = 1,
+    precision: Any = None,
+    preferred_element_type: Any = None,
 ) -> jax.Array:
     """`jaxbp.conv` on plain lax."""
     x, kernel = jnp.asarray(x), jnp.asarray(kernel)
@@ -56,7 +57,13 @@ def conv(
 
 
 def max_pool(
-    inputs, window_shape, strides=None, padding="VALID", *, window_dilation=None, ceil_mode=False
+    inputs: jax.Array,
+    window_shape: Sequence[int],
+    strides: int | Sequence[int] | None = None,
+    padding: Any = "VALID",
+    *,
+    window_dilation: int | Sequence[int] | None = None,
+    ceil_mode: bool = False,
 ) -> jax.Array:
     """`jaxbp.max_pool` on plain lax."""
     w = _window("max_pool", inputs, window_shape, strides, padding, window_dilation, ceil_mode)
@@ -64,7 +71,13 @@ def max_pool(
 
 
 def min_pool(
-    inputs, window_shape, strides=None, padding="VALID", *, window_dilation=None, ceil_mode=False
+    inputs: jax.Array,
+    window_shape: Sequence[int],
+    strides: int | Sequence[int] | None = None,
+    padding: Any = "VALID",
+    *,
+    window_dilation: int | Sequence[int] | None = None,
+    ceil_mode: bool = False,
 ) -> jax.Array:
     """`jaxbp.min_pool` on plain lax."""
     w = _window("min_pool", inputs, window_shape, strides, padding, window_dilation, ceil_mode)
@@ -72,7 +85,13 @@ def min_pool(
 
 
 def sum_pool(
-    inputs, window_shape, strides=None, padding="VALID", *, window_dilation=None, ceil_mode=False
+    inputs: jax.Array,
+    window_shape: Sequence[int],
+    strides: int | Sequence[int] | None = None,
+    padding: Any = "VALID",
+    *,
+    window_dilation: int | Sequence[int] | None = None,
+    ceil_mode: bool = False,
 ) -> jax.Array:
     """`jaxbp.sum_pool` on plain lax."""
     w = _window("sum_pool", inputs, window_shape, strides, padding, window_dilation, ceil_mode)
@@ -80,15 +99,15 @@ def sum_pool(
 
 
 def avg_pool(
-    inputs,
-    window_shape,
-    strides=None,
-    padding="VALID",
-    count_include_pad=True,
+    inputs: jax.Array,
+    window_shape: Sequence[int],
+    strides: int | Sequence[int] | None = None,
+    padding: Any = "VALID",
+    count_include_pad: bool = True,
     *,
-    window_dilation=None,
-    ceil_mode=False,
-    divisor_override=None,
+    window_dilation: int | Sequence[int] | None = None,
+    ceil_mode: bool = False,
+    divisor_override: int | None = None,
 ) -> jax.Array:
     """`jaxbp.avg_pool` on plain lax."""
     w = _window("avg_pool", inputs, window_shape, strides, padding, window_dilation, ceil_mode)
@@ -107,7 +126,14 @@ def avg_pool(
 
 
 def lp_pool(
-    inputs, window_shape, strides=None, padding="VALID", *, p=2.0, window_dilation=None, ceil_mode=False
+    inputs: jax.Array,
+    window_shape: Sequence[int],
+    strides: int | Sequence[int] | None = None,
+    padding: Any = "VALID",
+    *,
+    p: float = 2.0,
+    window_dilation: int | Sequence[int] | None = None,
+    ceil_mode: bool = False,
 ) -> jax.Array:
     """`jaxbp.lp_pool` on plain lax."""
     w = _window("lp_pool", inputs, window_shape, strides, padding, window_dilation, ceil_mode)
@@ -121,7 +147,13 @@ def lp_pool(
 
 
 def max_pool_with_winners(
-    inputs, window_shape, strides=None, padding="VALID", *, window_dilation=None, ceil_mode=False
+    inputs: jax.Array,
+    window_shape: Sequence[int],
+    strides: int | Sequence[int] | None = None,
+    padding: Any = "VALID",
+    *,
+    window_dilation: int | Sequence[int] | None = None,
+    ceil_mode: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
     """`jaxbp.max_pool_with_winners` on plain lax: all taps side by side, and the best one taken."""
     w = _window("max_pool_with_winners", inputs, window_shape, strides, padding, window_dilation, ceil_mode)
@@ -138,15 +170,15 @@ def max_pool_with_winners(
 
 
 def max_unpool(
-    pooled,
-    winners,
-    window_shape,
-    strides=None,
-    padding="VALID",
+    pooled: jax.Array,
+    winners: jax.Array,
+    window_shape: Sequence[int],
+    strides: int | Sequence[int] | None = None,
+    padding: Any = "VALID",
     *,
-    input_shape=None,
-    window_dilation=None,
-    ceil_mode=False,
+    input_shape: Sequence[int] | None = None,
+    window_dilation: int | Sequence[int] | None = None,
+    ceil_mode: bool = False,
 ) -> jax.Array:
     """`jaxbp.max_unpool` on plain lax: one scatter. Where windows share a winner, which one writes is up to XLA."""
     rank = len(window_shape)
@@ -171,38 +203,59 @@ def max_unpool(
     return zeros.at[tuple(index)].set(pooled, mode="drop")
 
 
-def adaptive_avg_pool(inputs, output_shape) -> jax.Array:
+def adaptive_avg_pool(
+    inputs: jax.Array,
+    output_shape: Sequence[int],
+) -> jax.Array:
     """`jaxbp.adaptive_avg_pool` on plain lax: one mean per window of each axis."""
     return _adaptive(jnp.mean, _widened(inputs), output_shape).astype(inputs.dtype)
 
 
-def adaptive_max_pool(inputs, output_shape) -> jax.Array:
+def adaptive_max_pool(
+    inputs: jax.Array,
+    output_shape: Sequence[int],
+) -> jax.Array:
     """`jaxbp.adaptive_max_pool` on plain lax: one maximum per window of each axis."""
     return _adaptive(jnp.max, inputs, output_shape)
 
 
-def dense(x, kernel, bias=None, *, precision=None) -> jax.Array:
+def dense(
+    x: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array | None = None,
+    *,
+    precision: Any = None,
+) -> jax.Array:
     """`jaxbp.dense` on plain lax."""
     z = jnp.matmul(x, kernel, precision=precision)
     return z if bias is None else z + jnp.broadcast_to(bias, z.shape)
 
 
-def relu(x) -> jax.Array:
+def relu(
+    x: jax.Array,
+) -> jax.Array:
     """`jaxbp.relu` on plain lax."""
     return jnp.where(x <= 0, jnp.zeros((), x.dtype), x)
 
 
-def sigmoid(x) -> jax.Array:
+def sigmoid(
+    x: jax.Array,
+) -> jax.Array:
     """`jaxbp.sigmoid` on plain lax."""
     return lax.logistic(x)
 
 
-def tanh(x) -> jax.Array:
+def tanh(
+    x: jax.Array,
+) -> jax.Array:
     """`jaxbp.tanh` on plain lax."""
     return lax.tanh(x)
 
 
-def softmax_cross_entropy(logits, labels) -> jax.Array:
+def softmax_cross_entropy(
+    logits: jax.Array,
+    labels: jax.Array,
+) -> jax.Array:
     """`jaxbp.softmax_cross_entropy` on plain lax."""
     log_softmax = jax.nn.log_softmax(_widened(logits))
     if jnp.issubdtype(labels.dtype, jnp.integer):
@@ -211,7 +264,9 @@ def softmax_cross_entropy(logits, labels) -> jax.Array:
     return -jnp.sum(jnp.where(labels == 0, 0, labels * log_softmax), axis=-1).astype(logits.dtype)
 
 
-def _window(op: str, inputs: Any, window_shape, strides, padding, window_dilation, ceil_mode) -> Window:
+def _window(
+    op: str, inputs: Any, window_shape: Any, strides: Any, padding: Any, window_dilation: Any, ceil_mode: bool
+) -> Window:
     """The window of a pool over the spatial axes of the inputs."""
     sizes = tuple(window_shape)
     spatial = inputs.shape[inputs.ndim - len(sizes) - 1 : -1]
@@ -253,7 +308,7 @@ def _taps(x: jax.Array, w: Window, fill: Any) -> jax.Array:
     return jnp.stack(views)
 
 
-def _adaptive(reduce: Any, x: jax.Array, output_shape) -> jax.Array:
+def _adaptive(reduce: Any, x: jax.Array, output_shape: Sequence[int]) -> jax.Array:
     """Divide each spatial axis into `output_shape` windows and reduce every one."""
     first = x.ndim - len(output_shape) - 1
     for axis, windows in enumerate(output_shape, start=first):

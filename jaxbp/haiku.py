@@ -42,20 +42,20 @@ __all__ = [
 # Public in Haiku, but missing from its `__all__`.
 _SeparableDepthwiseConv2D: Any = haiku.SeparableDepthwiseConv2D  # pyright: ignore[reportPrivateImportUsage]
 
-avg_pool = rebind(haiku.avg_pool, lax=JAXBP_LAX)
-max_pool = rebind(haiku.max_pool, lax=JAXBP_LAX)
+avg_pool = rebind(haiku.avg_pool, __name__, lax=JAXBP_LAX)
+max_pool = rebind(haiku.max_pool, __name__, lax=JAXBP_LAX)
 
 
 class ConvND(haiku.ConvND):
     """`haiku.ConvND`, with the convolution and its gradients from `jaxbp.conv_general_dilated`."""
 
-    __call__ = rebind(haiku.ConvND.__call__, lax=JAXBP_LAX)
+    __call__ = rebind(haiku.ConvND.__call__, __name__, lax=JAXBP_LAX)
 
 
 class ConvNDTranspose(haiku.ConvNDTranspose):
     """`haiku.ConvNDTranspose`, with the convolution and its gradients from `jaxbp.conv_transpose`."""
 
-    __call__ = rebind(haiku.ConvNDTranspose.__call__, lax=JAXBP_LAX)
+    __call__ = rebind(haiku.ConvNDTranspose.__call__, __name__, lax=JAXBP_LAX)
 
 
 # Below, Haiku's class supplies the arguments, and `super()` inside it leads to the class above: Python looks
@@ -89,25 +89,25 @@ class Conv3DTranspose(haiku.Conv3DTranspose, ConvNDTranspose):
 class DepthwiseConv1D(haiku.DepthwiseConv1D):
     """`haiku.DepthwiseConv1D` on jaxbp."""
 
-    __call__ = rebind(haiku.DepthwiseConv1D.__call__, lax=JAXBP_LAX)
+    __call__ = rebind(haiku.DepthwiseConv1D.__call__, __name__, lax=JAXBP_LAX)
 
 
 class DepthwiseConv2D(haiku.DepthwiseConv2D):
     """`haiku.DepthwiseConv2D` on jaxbp."""
 
-    __call__ = rebind(haiku.DepthwiseConv2D.__call__, lax=JAXBP_LAX)
+    __call__ = rebind(haiku.DepthwiseConv2D.__call__, __name__, lax=JAXBP_LAX)
 
 
 class DepthwiseConv3D(haiku.DepthwiseConv3D):
     """`haiku.DepthwiseConv3D` on jaxbp."""
 
-    __call__ = rebind(haiku.DepthwiseConv3D.__call__, lax=JAXBP_LAX)
+    __call__ = rebind(haiku.DepthwiseConv3D.__call__, __name__, lax=JAXBP_LAX)
 
 
 class SeparableDepthwiseConv2D(_SeparableDepthwiseConv2D):
     """`haiku.SeparableDepthwiseConv2D` on jaxbp: two depthwise convolutions."""
 
-    __init__ = rebind(_SeparableDepthwiseConv2D.__init__, DepthwiseConv2D=DepthwiseConv2D)
+    __init__ = rebind(_SeparableDepthwiseConv2D.__init__, __name__, DepthwiseConv2D=DepthwiseConv2D)
 
 
 class MaxPool(haiku.MaxPool):

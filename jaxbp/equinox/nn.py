@@ -40,19 +40,19 @@ __all__ = [
 class Conv(nn.Conv):
     """`equinox.nn.Conv`, with the convolution and its gradients from `jaxbp.conv_general_dilated`."""
 
-    __call__ = jax.named_scope("eqx.nn.Conv")(rebind(nn.Conv.__call__, lax=JAXBP_LAX))
+    __call__ = jax.named_scope("eqx.nn.Conv")(rebind(nn.Conv.__call__, __name__, lax=JAXBP_LAX))
 
 
 class ConvTranspose(nn.ConvTranspose):
     """`equinox.nn.ConvTranspose`, with the convolution and its gradients from `jaxbp.conv_general_dilated`."""
 
-    __call__ = jax.named_scope("eqx.nn.ConvTranspose")(rebind(nn.ConvTranspose.__call__, lax=JAXBP_LAX))
+    __call__ = jax.named_scope("eqx.nn.ConvTranspose")(rebind(nn.ConvTranspose.__call__, __name__, lax=JAXBP_LAX))
 
 
 class Pool(nn.Pool):
     """`equinox.nn.Pool`; maximum, minimum and sum have the gradients of jaxbp's pools."""
 
-    __call__ = jax.named_scope("eqx.nn.Pool")(rebind(nn.Pool.__call__, lax=JAXBP_LAX))
+    __call__ = jax.named_scope("eqx.nn.Pool")(rebind(nn.Pool.__call__, __name__, lax=JAXBP_LAX))
 
 
 # Below, Equinox's class supplies the arguments, and `super()` inside it leads to the class above: Python looks

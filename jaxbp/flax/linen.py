@@ -22,15 +22,10 @@ from typing import Any
 from flax import linen
 
 from .._conv_lax import conv_general_dilated
-from .._max_pool import max_pool, min_pool
 from .._swap import JAXBP_LAX, rebind
-from ._pools import avg_pool_for
+from ._pools import avg_pool, max_pool, min_pool, pool
 
 __all__ = ["Conv", "ConvTranspose", "avg_pool", "max_pool", "min_pool", "pool"]
-
-# Flax's pool with any reduction; maximum, minimum and sum have jaxbp's gradients.
-pool = rebind(linen.pool, lax=JAXBP_LAX)
-avg_pool = avg_pool_for(linen.avg_pool)
 
 
 class Conv(linen.Conv):
@@ -42,7 +37,7 @@ class Conv(linen.Conv):
 class ConvTranspose(linen.ConvTranspose):
     """`flax.linen.ConvTranspose`, with the convolution and its gradients from `jaxbp.conv_transpose`."""
 
-    __call__ = linen.compact(rebind(linen.ConvTranspose.__call__, lax=JAXBP_LAX))
+    __call__ = linen.compact(rebind(linen.ConvTranspose.__call__, __name__, lax=JAXBP_LAX))
 
 
 def __getattr__(name: str) -> Any:

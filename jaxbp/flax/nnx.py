@@ -17,15 +17,10 @@ from typing import Any
 from flax import nnx
 
 from .._conv_lax import conv_general_dilated
-from .._max_pool import max_pool, min_pool
 from .._swap import JAXBP_LAX, rebind
-from ._pools import avg_pool_for
+from ._pools import avg_pool, max_pool, min_pool, pool
 
 __all__ = ["Conv", "ConvTranspose", "avg_pool", "max_pool", "min_pool", "pool"]
-
-# Flax's pool with any reduction; maximum, minimum and sum have jaxbp's gradients.
-pool = rebind(nnx.pool, lax=JAXBP_LAX)
-avg_pool = avg_pool_for(nnx.avg_pool)
 
 
 class Conv(nnx.Conv):
@@ -39,7 +34,7 @@ class Conv(nnx.Conv):
 class ConvTranspose(nnx.ConvTranspose):
     """`flax.nnx.ConvTranspose`, with the convolution and its gradients from `jaxbp.conv_transpose`."""
 
-    __call__ = rebind(nnx.ConvTranspose.__call__, lax=JAXBP_LAX)
+    __call__ = rebind(nnx.ConvTranspose.__call__, __name__, lax=JAXBP_LAX)
 
 
 def __getattr__(name: str) -> Any:
