@@ -44,7 +44,7 @@ import numpy as np
 from jax import lax
 
 from . import _formulations as formulations
-from ._arguments import as_array, call_rule, require_same_dtype, sum_dtype
+from ._arguments import as_array, call_rule, keeping_64_bits, require_same_dtype, sum_dtype
 from ._batching import over_examples
 from ._geometry import CONV_WORDS, MOST_CELLS, ConvGeometry, Window, as_shape, conv_window, dilated_size, per_axis
 
@@ -81,11 +81,12 @@ def _conv_bwd(g: ConvGeometry, kept: tuple, delta: jax.Array) -> tuple:
     return dx, dkernel, dbias
 
 
-_conv.defvjp(_conv_fwd, _conv_bwd, symbolic_zeros=True)
+_conv.defvjp(keeping_64_bits(_conv_fwd), keeping_64_bits(_conv_bwd), symbolic_zeros=True)
 
 # ------------------------------------------------------------------------------------- the gradient maps
 
 
+@keeping_64_bits
 def conv_input_grad(
     delta: jax.Array,
     kernel: jax.Array,
@@ -138,6 +139,7 @@ def conv_input_grad(
     return formulations.conv_input_grad(_one_batch_axis(delta, w.rank), kernel, g).reshape(shape)
 
 
+@keeping_64_bits
 def conv_kernel_grad(
     x: jax.Array,
     delta: jax.Array,
@@ -189,6 +191,7 @@ def conv_kernel_grad(
     return formulations.conv_kernel_grad(_one_batch_axis(x, w.rank), _one_batch_axis(delta, w.rank), g)
 
 
+@keeping_64_bits
 def conv_bias_grad(delta: jax.Array) -> jax.Array:
     """The gradient of a convolution's bias: the sum of delta over the batch and all positions.
 
@@ -217,6 +220,7 @@ def conv_bias_grad(delta: jax.Array) -> jax.Array:
     return _sum_to_channels(delta)
 
 
+@keeping_64_bits
 def rot180(kernel: jax.Array) -> jax.Array:
     """Rotate a kernel by 180 degrees: reverse each of its spatial axes.
 
@@ -243,6 +247,7 @@ def rot180(kernel: jax.Array) -> jax.Array:
     return formulations.rot180(kernel, kernel.ndim - 2 if kernel.ndim > 2 else kernel.ndim)
 
 
+@keeping_64_bits
 def dilate(x: jax.Array, dilation: int | Sequence[int]) -> jax.Array:
     """Put `dilation - 1` zeros between neighbouring cells along each spatial axis.
 
@@ -286,6 +291,7 @@ def dilate(x: jax.Array, dilation: int | Sequence[int]) -> jax.Array:
 # ------------------------------------------------------------------------------------------- the public ops
 
 
+@keeping_64_bits
 def conv(
     x: jax.Array,
     kernel: jax.Array,

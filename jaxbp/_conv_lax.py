@@ -10,11 +10,12 @@ import numpy as np
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from ._arguments import as_array, require_same_dtype
+from ._arguments import as_array, keeping_64_bits, require_same_dtype
 from ._conv import bind
 from ._geometry import canonical_padding, conv_window, dilated_size, per_axis, transposed_padding
 
 
+@keeping_64_bits
 def conv_general_dilated(
     lhs: jax.Array,
     rhs: jax.Array,
@@ -68,6 +69,7 @@ def conv_general_dilated(
     )  # fmt: skip
 
 
+@keeping_64_bits
 def conv_transpose(
     lhs: jax.Array,
     rhs: jax.Array,

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ._arguments import as_array, call_rule, require_same_dtype, sum_dtype
+from ._arguments import as_array, call_rule, keeping_64_bits, require_same_dtype, sum_dtype
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -52,9 +52,10 @@ def _dense_bwd(precision: Any, kept: tuple, delta: jax.Array) -> tuple:
     return dx, dkernel, dbias
 
 
-_dense.defvjp(_dense_fwd, _dense_bwd, symbolic_zeros=True)
+_dense.defvjp(keeping_64_bits(_dense_fwd), keeping_64_bits(_dense_bwd), symbolic_zeros=True)
 
 
+@keeping_64_bits
 def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None, *, precision: Any = None) -> jax.Array:
     """A dense (fully connected) layer with a hand-written backward rule.
 

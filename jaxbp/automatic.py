@@ -15,9 +15,11 @@ from jax import lax
 from jax.lax import conv_general_dilated as conv_general_dilated
 from jax.lax import conv_transpose as conv_transpose
 
+from ._arguments import keeping_64_bits
 from ._geometry import Window, conv_window, make_window
 
 
+@keeping_64_bits
 def conv(
     x,
     kernel,
@@ -55,6 +57,7 @@ def conv(
     return z if bias is None else z + jnp.broadcast_to(bias.astype(z.dtype), z.shape)
 
 
+@keeping_64_bits
 def max_pool(
     inputs, window_shape, strides=None, padding="VALID", *, window_dilation=None, ceil_mode=False
 ) -> jax.Array:
@@ -63,6 +66,7 @@ def max_pool(
     return _reduce_window(inputs, lax.max, _lowest(inputs.dtype), w)
 
 
+@keeping_64_bits
 def min_pool(
     inputs, window_shape, strides=None, padding="VALID", *, window_dilation=None, ceil_mode=False
 ) -> jax.Array:
@@ -71,6 +75,7 @@ def min_pool(
     return _reduce_window(inputs, lax.min, _highest(inputs.dtype), w)
 
 
+@keeping_64_bits
 def sum_pool(
     inputs, window_shape, strides=None, padding="VALID", *, window_dilation=None, ceil_mode=False
 ) -> jax.Array:
@@ -79,6 +84,7 @@ def sum_pool(
     return _reduce_window(_widened(inputs), lax.add, 0, w).astype(inputs.dtype)
 
 
+@keeping_64_bits
 def avg_pool(
     inputs,
     window_shape,
@@ -106,6 +112,7 @@ def avg_pool(
     return (_reduce_window(_widened(inputs), lax.add, 0, w) / divisor).astype(inputs.dtype)
 
 
+@keeping_64_bits
 def lp_pool(
     inputs, window_shape, strides=None, padding="VALID", *, p=2.0, window_dilation=None, ceil_mode=False
 ) -> jax.Array:
@@ -120,6 +127,7 @@ def lp_pool(
     return (_reduce_window(magnitudes**p, lax.add, 0, w) ** (1 / p)).astype(inputs.dtype)
 
 
+@keeping_64_bits
 def max_pool_with_winners(
     inputs, window_shape, strides=None, padding="VALID", *, window_dilation=None, ceil_mode=False
 ) -> tuple[jax.Array, jax.Array]:
@@ -137,6 +145,7 @@ def max_pool_with_winners(
     return pooled, jnp.where(candidates.any(axis=0), winners, w.taps).astype(dtype)
 
 
+@keeping_64_bits
 def max_unpool(
     pooled,
     winners,
@@ -162,7 +171,7 @@ def max_unpool(
         input_shape = (*pooled.shape[: -rank - 1], *spatial, pooled.shape[-1])
     zeros = jnp.zeros(input_shape, pooled.dtype)
     w = _window("max_unpool", zeros, window_shape, strides, padding, window_dilation, ceil_mode)
-    index = list(jnp.indices(winners.shape, sparse=True))
+    index = list(jnp.indices(winners.shape, jnp.int32, sparse=True))
     taps = jnp.unravel_index(winners.astype(jnp.int32), w.window_shape)
     for i, (tap, axis) in enumerate(zip(taps, range(pooled.ndim - 1 - rank, pooled.ndim - 1), strict=True)):
         index[axis] = index[axis] * w.strides[i] + tap * w.dilation[i] - w.padding[i][0]
@@ -171,37 +180,44 @@ def max_unpool(
     return zeros.at[tuple(index)].set(pooled, mode="drop")
 
 
+@keeping_64_bits
 def adaptive_avg_pool(inputs, output_shape) -> jax.Array:
     """`jaxbp.adaptive_avg_pool` on plain lax: one mean per window of each axis."""
     return _adaptive(jnp.mean, _widened(inputs), output_shape).astype(inputs.dtype)
 
 
+@keeping_64_bits
 def adaptive_max_pool(inputs, output_shape) -> jax.Array:
     """`jaxbp.adaptive_max_pool` on plain lax: one maximum per window of each axis."""
     return _adaptive(jnp.max, inputs, output_shape)
 
 
+@keeping_64_bits
 def dense(x, kernel, bias=None, *, precision=None) -> jax.Array:
     """`jaxbp.dense` on plain lax."""
     z = jnp.matmul(x, kernel, precision=precision)
     return z if bias is None else z + jnp.broadcast_to(bias, z.shape)
 
 
+@keeping_64_bits
 def relu(x) -> jax.Array:
     """`jaxbp.relu` on plain lax."""
     return jnp.where(x <= 0, jnp.zeros((), x.dtype), x)
 
 
+@keeping_64_bits
 def sigmoid(x) -> jax.Array:
     """`jaxbp.sigmoid` on plain lax."""
     return lax.logistic(x)
 
 
+@keeping_64_bits
 def tanh(x) -> jax.Array:
     """`jaxbp.tanh` on plain lax."""
     return lax.tanh(x)
 
 
+@keeping_64_bits
 def softmax_cross_entropy(logits, labels) -> jax.Array:
     """`jaxbp.softmax_cross_entropy` on plain lax."""
     log_softmax = jax.nn.log_softmax(_widened(logits))
