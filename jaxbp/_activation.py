@@ -8,7 +8,7 @@ Each derivative can be read off the activation's own output, which the next laye
 import jax
 import jax.numpy as jnp
 
-from ._arguments import as_array, refuse_complex, require_inexact
+from ._arguments import as_array, keeping_64_bits, refuse_complex, require_inexact
 
 
 def _relu_op(z: jax.Array) -> jax.Array:
@@ -33,7 +33,7 @@ def _relu_bwd(a: jax.Array, delta: jax.Array) -> tuple[jax.Array]:
     return (jnp.where(a > 0, delta, jnp.zeros((), delta.dtype)),)
 
 
-_relu.defvjp(_relu_fwd, _relu_bwd)
+_relu.defvjp(keeping_64_bits(_relu_fwd), keeping_64_bits(_relu_bwd))
 
 
 @jax.custom_vjp
@@ -53,7 +53,7 @@ def _sigmoid_bwd(a: jax.Array, delta: jax.Array) -> tuple[jax.Array]:
     return (delta * a * (1 - a),)
 
 
-_sigmoid.defvjp(_sigmoid_fwd, _sigmoid_bwd)
+_sigmoid.defvjp(keeping_64_bits(_sigmoid_fwd), keeping_64_bits(_sigmoid_bwd))
 
 
 @jax.custom_vjp
@@ -73,9 +73,10 @@ def _tanh_bwd(a: jax.Array, delta: jax.Array) -> tuple[jax.Array]:
     return (delta * (1 - a) * (1 + a),)
 
 
-_tanh.defvjp(_tanh_fwd, _tanh_bwd)
+_tanh.defvjp(keeping_64_bits(_tanh_fwd), keeping_64_bits(_tanh_bwd))
 
 
+@keeping_64_bits
 def relu(x: jax.Array) -> jax.Array:
     """The rectifier, with a hand-written backward rule.
 
@@ -102,6 +103,7 @@ def relu(x: jax.Array) -> jax.Array:
     return _relu(x)
 
 
+@keeping_64_bits
 def sigmoid(x: jax.Array) -> jax.Array:
     """The logistic sigmoid, with a hand-written backward rule.
 
@@ -128,6 +130,7 @@ def sigmoid(x: jax.Array) -> jax.Array:
     return _sigmoid(x)
 
 
+@keeping_64_bits
 def tanh(x: jax.Array) -> jax.Array:
     """The hyperbolic tangent, with a hand-written backward rule.
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ._arguments import as_array, call_rule, refuse_complex, require_inexact, sum_dtype
+from ._arguments import as_array, call_rule, keeping_64_bits, refuse_complex, require_inexact, sum_dtype
 
 # More places in a window than this are looped over.
 TAPS_AT_ONCE = 16
@@ -55,7 +55,7 @@ def _mean_bwd(d: Division, _: None, delta: jax.Array) -> tuple[jax.Array]:
     return (_sum_of_windows(Division(d.axis, d.windows, d.cells), shares),)
 
 
-_mean.defvjp(_mean_fwd, _mean_bwd)
+_mean.defvjp(keeping_64_bits(_mean_fwd), keeping_64_bits(_mean_bwd))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -71,22 +71,16 @@ def _max_fwd(d: Division, x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def _max_bwd(d: Division, winners: jax.Array, delta: jax.Array) -> tuple[jax.Array]:
     """Each cell gets the deltas of the windows that it won."""
-    cells = _along(d, np.arange(d.cells, dtype=np.int32), delta.ndim)
-    windows_of_cells = Division(d.axis, d.windows, d.cells)
-
-    def add(total: jax.Array, index: Any, inside: Any) -> jax.Array:
-        won = (jnp.take(winners, index, d.axis) == cells) & _along(d, inside, delta.ndim)
-        return total + jnp.where(won, jnp.take(delta, index, d.axis), 0)
-
-    return (_over_taps(windows_of_cells, add, _zeros(windows_of_cells, delta)),)
+    return (_upsample_winners(d, winners, delta),)
 
 
-_max.defvjp(_max_fwd, _max_bwd)
+_max.defvjp(keeping_64_bits(_max_fwd), keeping_64_bits(_max_bwd))
 
 
 # ------------------------------------------------------------------------------------------- the public ops
 
 
+@keeping_64_bits
 def adaptive_avg_pool(inputs: jax.Array, output_shape: Sequence[int]) -> jax.Array:
     """Average pooling to an output of given size; global average pooling is the case of size 1.
 
@@ -119,6 +113,7 @@ def adaptive_avg_pool(inputs: jax.Array, output_shape: Sequence[int]) -> jax.Arr
     return y.astype(inputs.dtype)
 
 
+@keeping_64_bits
 def adaptive_max_pool(inputs: jax.Array, output_shape: Sequence[int]) -> jax.Array:
     """Max pooling to an output of given size; global max pooling is the case of size 1.
 
@@ -160,6 +155,8 @@ def _call(rule: Callable[..., Any], d: Division, x: jax.Array) -> jax.Array:
     return call_rule(partial(rule, d), x, output_shape=shape, like=[(x, axis) for axis in range(x.ndim)])
 
 
+# Below, what is called eagerly is compiled once: a loop of a new function would be compiled in every call.
+@partial(jax.jit, static_argnums=0, inline=True)
 def _sum_of_windows(d: Division, x: jax.Array) -> jax.Array:
     """The sum of every window."""
     if d.cells % d.windows == 0:
@@ -172,6 +169,7 @@ def _sum_of_windows(d: Division, x: jax.Array) -> jax.Array:
     return _over_taps(d, add, _zeros(d, x))
 
 
+@partial(jax.jit, static_argnums=0, inline=True)
 def _max_and_winners(d: Division, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The maximum of every window and the cell that it chose: the first maximum, but the last NaN."""
     first = _bounds(d)[0].astype(np.int32)
@@ -187,6 +185,19 @@ def _max_and_winners(d: Division, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         return jnp.where(wins, view, best), jnp.where(wins, _along(d, index, x.ndim), winner)
 
     return _over_taps(d, better, (best, winner))
+
+
+@partial(jax.jit, static_argnums=0, inline=True)
+def _upsample_winners(d: Division, winners: jax.Array, delta: jax.Array) -> jax.Array:
+    """For every cell the sum of the deltas of the windows that it won."""
+    cells = _along(d, np.arange(d.cells, dtype=np.int32), delta.ndim)
+    windows_of_cells = Division(d.axis, d.windows, d.cells)
+
+    def add(total: jax.Array, index: Any, inside: Any) -> jax.Array:
+        won = (jnp.take(winners, index, d.axis) == cells) & _along(d, inside, delta.ndim)
+        return total + jnp.where(won, jnp.take(delta, index, d.axis), 0)
+
+    return _over_taps(windows_of_cells, add, _zeros(windows_of_cells, delta))
 
 
 def _bounds(d: Division) -> tuple[np.ndarray, np.ndarray]:

@@ -1,16 +1,38 @@
 """Array arguments, checked once at the door of every public op."""
 
+import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.sharding import AxisType, PartitionSpec, auto_axes
 
+F = TypeVar("F", bound=Callable[..., Any])
+DTYPES_OF_64_BITS = frozenset(map(np.dtype, ("float64", "int64", "uint64", "complex128")))
+
 # Of each array argument of a rule, whether it is differentiated.
 Asked = tuple[bool, ...]
+
+
+def keeping_64_bits(function: F) -> F:
+    """`function`, at full width where arrays of 64 bits come from a block that enabled them and was left.
+
+    lax keeps the width of such arrays, while jax.numpy cuts them to 32 bits. A rule's passes run after its op has
+    returned, so they are decorated as well as the op.
+    """
+
+    @functools.wraps(function)
+    def inner(*args: Any, **keywords: Any) -> Any:
+        if any(map(_has_64_bits, jax.tree.leaves((args, keywords)))):
+            with jax.enable_x64(True):
+                return function(*args, **keywords)
+        return function(*args, **keywords)
+
+    return cast(F, inner)
 
 
 def as_array(op: str, argument: str, value: Any) -> jax.Array:
@@ -96,6 +118,12 @@ def sum_dtype(dtype: Any) -> Any:
 def wider(a: Any, b: Any) -> Any:
     """The dtype with more bytes, where the two operands of a gradient differ (strict promotion has no answer)."""
     return max(a, b, key=lambda dtype: jnp.dtype(dtype).itemsize)
+
+
+def _has_64_bits(value: Any) -> bool:
+    """Whether a value is an array of JAX's (NumPy's become arrays of 32 bits) whose numbers have 64 bits."""
+    value = getattr(value, "value", value)  # what a rule with symbolic zeros is given
+    return isinstance(value, jax.Array) and value.dtype in DTYPES_OF_64_BITS
 
 
 def _vary_alike(*arrays: jax.Array | None) -> tuple[Any, ...]:

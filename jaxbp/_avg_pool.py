@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import _formulations as formulations
-from ._arguments import as_array, refuse_complex, require_inexact, sum_dtype
+from ._arguments import as_array, keeping_64_bits, refuse_complex, require_inexact, sum_dtype
 from ._geometry import Pairs, Window, make_window
 from ._max_pool import max_pool
 from ._pool import call_pool, pool_window, require_pooled_shape
@@ -59,7 +59,7 @@ def _average_bwd(g: Average, _: None, delta: jax.Array) -> tuple[jax.Array]:
     return (formulations.upsample_evenly(share, g.window).astype(delta.dtype),)
 
 
-_average.defvjp(_average_fwd, _average_bwd)
+_average.defvjp(keeping_64_bits(_average_fwd), keeping_64_bits(_average_bwd))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -88,12 +88,13 @@ def _norm_bwd(w: Window, p: float, kept: tuple[jax.Array, jax.Array], delta: jax
     return (dx.astype(delta.dtype),)
 
 
-_norm.defvjp(_norm_fwd, _norm_bwd)
+_norm.defvjp(keeping_64_bits(_norm_fwd), keeping_64_bits(_norm_bwd))
 
 
 # ------------------------------------------------------------------------------------- the gradient maps
 
 
+@keeping_64_bits
 def avg_pool_grad(
     delta: jax.Array,
     input_shape: Sequence[int],
@@ -145,6 +146,7 @@ def avg_pool_grad(
 # ------------------------------------------------------------------------------------------- the public ops
 
 
+@keeping_64_bits
 def avg_pool(
     inputs: jax.Array,
     window_shape: Sequence[int],
@@ -193,6 +195,7 @@ def avg_pool(
     return call_pool(partial(_average, g), g.window, inputs)
 
 
+@keeping_64_bits
 def sum_pool(
     inputs: jax.Array,
     window_shape: Sequence[int],
@@ -239,6 +242,7 @@ def sum_pool(
     return call_pool(partial(_average, Average(w, 1)), w, inputs)
 
 
+@keeping_64_bits
 def lp_pool(
     inputs: jax.Array,
     window_shape: Sequence[int],

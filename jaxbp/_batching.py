@@ -21,6 +21,8 @@ from jax.extend.core import Primitive, take_current_trace
 from jax.interpreters import ad, batching, mlir
 from jax.sharding import AxisType
 
+from ._arguments import keeping_64_bits
+
 Levels = tuple[tuple[bool, ...], ...]
 
 
@@ -35,6 +37,7 @@ def op_primitive(
     mapped axis which of the arrays have it.
     """
     primitive = Primitive(name)
+    op, forward, backward = (keeping_64_bits(function) for function in (op, forward, backward))
 
     def with_rule(static: Any, asked: tuple[bool, ...], *arrays: jax.Array) -> jax.Array:
         """The op as a `custom_vjp` of the arrays that are differentiated; the others, constants, keep nothing."""

@@ -159,14 +159,13 @@ def _undecorated(manual: Callable[..., Any]) -> Callable[..., Any]:
     function: Any = manual
     while not isinstance(function, jax.custom_vjp | jax.custom_jvp) and hasattr(function, "__wrapped__"):
         function = function.__wrapped__
-    function = getattr(function, "__wrapped__", function)
-    if function is manual:
+    if not isinstance(function, jax.custom_vjp | jax.custom_jvp):
         raise TypeError(
             f"compare: {_title(manual)} is no jax.custom_vjp function and wraps none, so there is nothing to "
             "compare it with. Pass automatic=, a function of the same arguments that JAX differentiates "
             "(for jaxbp.conv that is automatic=jaxbp.automatic.conv)."
         )
-    return function
+    return function.__wrapped__
 
 
 def _read_call(

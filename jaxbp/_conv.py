@@ -45,7 +45,7 @@ from jax import lax
 
 from . import _formulations as formulations
 from . import _sums as sums
-from ._arguments import Asked, as_array, call_rule, require_same_dtype, sum_dtype
+from ._arguments import Asked, as_array, call_rule, keeping_64_bits, require_same_dtype, sum_dtype
 from ._batching import op_primitive
 from ._geometry import CONV_WORDS, MOST_CELLS, ConvGeometry, Window, as_shape, conv_window, dilated_size, per_axis
 
@@ -81,6 +81,7 @@ conv_p = op_primitive("conv", _conv, _conv_fwd, conv_backward)
 # ------------------------------------------------------------------------------------- the gradient maps
 
 
+@keeping_64_bits
 def conv_input_grad(
     delta: jax.Array,
     kernel: jax.Array,
@@ -133,6 +134,7 @@ def conv_input_grad(
     return sums.input_grad(_one_batch_axis(delta, w.rank), kernel, g).reshape(shape)
 
 
+@keeping_64_bits
 def conv_kernel_grad(
     x: jax.Array,
     delta: jax.Array,
@@ -184,6 +186,7 @@ def conv_kernel_grad(
     return sums.kernel_grad(_one_batch_axis(x, w.rank), _one_batch_axis(delta, w.rank), g)
 
 
+@keeping_64_bits
 def conv_bias_grad(delta: jax.Array) -> jax.Array:
     """The gradient of a convolution's bias: the sum of delta over the batch and all positions.
 
@@ -212,6 +215,7 @@ def conv_bias_grad(delta: jax.Array) -> jax.Array:
     return _sum_to_channels(delta)
 
 
+@keeping_64_bits
 def rot180(kernel: jax.Array) -> jax.Array:
     """Rotate a kernel by 180 degrees: reverse each of its spatial axes.
 
@@ -238,6 +242,7 @@ def rot180(kernel: jax.Array) -> jax.Array:
     return formulations.rot180(kernel, kernel.ndim - 2 if kernel.ndim > 2 else kernel.ndim)
 
 
+@keeping_64_bits
 def dilate(x: jax.Array, dilation: int | Sequence[int]) -> jax.Array:
     """Put `dilation - 1` zeros between neighbouring cells along each spatial axis.
 
@@ -281,6 +286,7 @@ def dilate(x: jax.Array, dilation: int | Sequence[int]) -> jax.Array:
 # ------------------------------------------------------------------------------------------- the public ops
 
 
+@keeping_64_bits
 def conv(
     x: jax.Array,
     kernel: jax.Array,

@@ -15,11 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-
 from jax.sharding import NamedSharding, PartitionSpec
 
 from . import _sums as sums
-from ._arguments import Asked, as_array, call_rule, require_same_dtype
+from ._arguments import Asked, as_array, call_rule, keeping_64_bits, require_same_dtype
 from ._batching import op_primitive
 from ._conv import conv_backward, conv_geometry
 from ._geometry import (
@@ -33,6 +32,7 @@ from ._geometry import (
 )
 
 
+@keeping_64_bits
 def conv_general_dilated(
     lhs: jax.Array,
     rhs: jax.Array,
@@ -85,6 +85,7 @@ def conv_general_dilated(
     )  # fmt: skip
 
 
+@keeping_64_bits
 def conv_transpose(
     lhs: jax.Array,
     rhs: jax.Array,

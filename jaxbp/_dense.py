@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ._arguments import Asked, as_array, call_rule, require_same_dtype, sum_dtype
+from ._arguments import Asked, as_array, call_rule, keeping_64_bits, require_same_dtype, sum_dtype
 from ._batching import op_primitive
 
 
@@ -50,6 +50,7 @@ def _dense_bwd(precision: Any, asked: Asked, kept: tuple, delta: jax.Array) -> t
 dense_p = op_primitive("dense", _dense, _dense_fwd, _dense_bwd)
 
 
+@keeping_64_bits
 def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None, *, precision: Any = None) -> jax.Array:
     """A dense (fully connected) layer with a hand-written backward rule.
 

@@ -14,7 +14,16 @@ An integer label is the distribution that has a single 1; then `dJ/dz = p - t`.
 import jax
 import jax.numpy as jnp
 
-from ._arguments import as_array, call_rule, refuse_complex, require_inexact, require_same_dtype, sum_dtype, wider
+from ._arguments import (
+    as_array,
+    call_rule,
+    keeping_64_bits,
+    refuse_complex,
+    require_inexact,
+    require_same_dtype,
+    sum_dtype,
+    wider,
+)
 
 
 @jax.custom_vjp
@@ -46,7 +55,7 @@ def _cross_entropy_bwd(kept: tuple[jax.Array, jax.Array], delta: jax.Array) -> t
     return (delta * dlogits).astype(logits.dtype), (delta * finite).astype(targets.dtype)
 
 
-_cross_entropy.defvjp(_cross_entropy_fwd, _cross_entropy_bwd)
+_cross_entropy.defvjp(keeping_64_bits(_cross_entropy_fwd), keeping_64_bits(_cross_entropy_bwd))
 
 
 @jax.custom_vjp
@@ -76,9 +85,10 @@ def _label_cross_entropy_bwd(kept: tuple[jax.Array, jax.Array], delta: jax.Array
     return (_wide(delta)[..., None] * dlogits).astype(logits.dtype), None
 
 
-_label_cross_entropy.defvjp(_label_cross_entropy_fwd, _label_cross_entropy_bwd)
+_label_cross_entropy.defvjp(keeping_64_bits(_label_cross_entropy_fwd), keeping_64_bits(_label_cross_entropy_bwd))
 
 
+@keeping_64_bits
 def softmax_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """Softmax cross entropy of every example, numerically stable, with a hand-written backward rule.
 

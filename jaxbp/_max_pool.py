@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from . import _formulations as formulations
-from ._arguments import as_array, call_rule, refuse_complex
+from ._arguments import as_array, call_rule, keeping_64_bits, refuse_complex
 from ._geometry import Window, canonical_padding, dilated_size, per_axis
 from ._pool import call_pool, pool_window, require_pooled_shape, require_winners, window_sizes
 
@@ -45,7 +45,7 @@ def _max_bwd(w: Window, winners: jax.Array, cotangents: tuple[jax.Array, Any]) -
     return (formulations.upsample_maxima(delta, winners, w),)
 
 
-_max.defvjp(_max_fwd, _max_bwd)
+_max.defvjp(keeping_64_bits(_max_fwd), keeping_64_bits(_max_bwd))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -67,12 +67,13 @@ def _unpool_bwd(w: Window, winners: jax.Array, delta: jax.Array) -> tuple[jax.Ar
     return jnp.where(wrote, formulations.take_winners(delta, winners, w), 0), None
 
 
-_unpool.defvjp(_unpool_fwd, _unpool_bwd)
+_unpool.defvjp(keeping_64_bits(_unpool_fwd), keeping_64_bits(_unpool_bwd))
 
 
 # ------------------------------------------------------------------------------------- the gradient maps
 
 
+@keeping_64_bits
 def max_pool_grad(
     delta: jax.Array,
     winners: jax.Array,
@@ -124,6 +125,7 @@ def max_pool_grad(
 # ------------------------------------------------------------------------------------------- the public ops
 
 
+@keeping_64_bits
 def max_pool(
     inputs: jax.Array,
     window_shape: Sequence[int],
@@ -165,6 +167,7 @@ def max_pool(
     return call_pool(partial(_max, w), w, inputs)[0]
 
 
+@keeping_64_bits
 def max_pool_with_winners(
     inputs: jax.Array,
     window_shape: Sequence[int],
@@ -208,6 +211,7 @@ def max_pool_with_winners(
     return call_pool(partial(_max, w), w, inputs)
 
 
+@keeping_64_bits
 def min_pool(
     inputs: jax.Array,
     window_shape: Sequence[int],
@@ -249,6 +253,7 @@ def min_pool(
     return _reverse_order(call_pool(partial(_max, w), w, _reverse_order(inputs))[0])
 
 
+@keeping_64_bits
 def max_unpool(
     pooled: jax.Array,
     winners: jax.Array,

@@ -12,10 +12,11 @@ import jax
 import jax.numpy as jnp
 
 from . import _formulations as formulations
-from ._arguments import as_array, call_rule, require_inexact
+from ._arguments import as_array, call_rule, keeping_64_bits, require_inexact
 from ._geometry import Window, as_shape, make_window
 
 
+@keeping_64_bits
 def upsample(delta: jax.Array, window_shape: Sequence[int], *, winners: jax.Array | None = None) -> jax.Array:
     """The article's upsample: each cell becomes a block, delta at its winner or spread evenly.
 

@@ -24,6 +24,7 @@ from jax.interpreters import ad, batching, mlir
 from jax.sharding import NamedSharding, PartitionSpec
 
 from . import _formulations as formulations
+from ._arguments import keeping_64_bits
 from ._geometry import ConvGeometry, is_static
 
 Levels = tuple[tuple[bool, bool], ...]
@@ -57,6 +58,7 @@ def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
 conv_sum_p = Primitive("conv_sum")
 
 
+@keeping_64_bits
 def _evaluate(a: jax.Array, b: jax.Array, *first: jax.Array, of: Sum) -> jax.Array:
     """The sum by an algorithm of `_formulations`, mapped over its levels."""
     if first and jnp.issubdtype(b.dtype, jnp.floating):

@@ -16,9 +16,11 @@ from jax import lax
 from jax.lax import conv_general_dilated as conv_general_dilated
 from jax.lax import conv_transpose as conv_transpose
 
+from ._arguments import keeping_64_bits
 from ._geometry import Window, conv_window, make_window
 
 
+@keeping_64_bits
 def conv(
     x: jax.Array,
     kernel: jax.Array,
@@ -56,6 +58,7 @@ def conv(
     return z if bias is None else z + jnp.broadcast_to(bias.astype(z.dtype), z.shape)
 
 
+@keeping_64_bits
 def max_pool(
     inputs: jax.Array,
     window_shape: Sequence[int],
@@ -70,6 +73,7 @@ def max_pool(
     return _reduce_window(inputs, lax.max, _lowest(inputs.dtype), w)
 
 
+@keeping_64_bits
 def min_pool(
     inputs: jax.Array,
     window_shape: Sequence[int],
@@ -84,6 +88,7 @@ def min_pool(
     return _reduce_window(inputs, lax.min, _highest(inputs.dtype), w)
 
 
+@keeping_64_bits
 def sum_pool(
     inputs: jax.Array,
     window_shape: Sequence[int],
@@ -98,6 +103,7 @@ def sum_pool(
     return _reduce_window(_widened(inputs), lax.add, 0, w).astype(inputs.dtype)
 
 
+@keeping_64_bits
 def avg_pool(
     inputs: jax.Array,
     window_shape: Sequence[int],
@@ -125,6 +131,7 @@ def avg_pool(
     return (_reduce_window(_widened(inputs), lax.add, 0, w) / divisor).astype(inputs.dtype)
 
 
+@keeping_64_bits
 def lp_pool(
     inputs: jax.Array,
     window_shape: Sequence[int],
@@ -146,6 +153,7 @@ def lp_pool(
     return (_reduce_window(magnitudes**p, lax.add, 0, w) ** (1 / p)).astype(inputs.dtype)
 
 
+@keeping_64_bits
 def max_pool_with_winners(
     inputs: jax.Array,
     window_shape: Sequence[int],
@@ -169,6 +177,7 @@ def max_pool_with_winners(
     return pooled, jnp.where(candidates.any(axis=0), winners, w.taps).astype(dtype)
 
 
+@keeping_64_bits
 def max_unpool(
     pooled: jax.Array,
     winners: jax.Array,
@@ -194,7 +203,7 @@ def max_unpool(
         input_shape = (*pooled.shape[: -rank - 1], *spatial, pooled.shape[-1])
     zeros = jnp.zeros(input_shape, pooled.dtype)
     w = _window("max_unpool", zeros, window_shape, strides, padding, window_dilation, ceil_mode)
-    index = list(jnp.indices(winners.shape, sparse=True))
+    index = list(jnp.indices(winners.shape, jnp.int32, sparse=True))
     taps = jnp.unravel_index(winners.astype(jnp.int32), w.window_shape)
     for i, (tap, axis) in enumerate(zip(taps, range(pooled.ndim - 1 - rank, pooled.ndim - 1), strict=True)):
         index[axis] = index[axis] * w.strides[i] + tap * w.dilation[i] - w.padding[i][0]
@@ -203,6 +212,7 @@ def max_unpool(
     return zeros.at[tuple(index)].set(pooled, mode="drop")
 
 
+@keeping_64_bits
 def adaptive_avg_pool(
     inputs: jax.Array,
     output_shape: Sequence[int],
@@ -211,6 +221,7 @@ def adaptive_avg_pool(
     return _adaptive(jnp.mean, _widened(inputs), output_shape).astype(inputs.dtype)
 
 
+@keeping_64_bits
 def adaptive_max_pool(
     inputs: jax.Array,
     output_shape: Sequence[int],
@@ -219,6 +230,7 @@ def adaptive_max_pool(
     return _adaptive(jnp.max, inputs, output_shape)
 
 
+@keeping_64_bits
 def dense(
     x: jax.Array,
     kernel: jax.Array,
@@ -231,6 +243,7 @@ def dense(
     return z if bias is None else z + jnp.broadcast_to(bias, z.shape)
 
 
+@keeping_64_bits
 def relu(
     x: jax.Array,
 ) -> jax.Array:
@@ -238,6 +251,7 @@ def relu(
     return jnp.where(x <= 0, jnp.zeros((), x.dtype), x)
 
 
+@keeping_64_bits
 def sigmoid(
     x: jax.Array,
 ) -> jax.Array:
@@ -245,6 +259,7 @@ def sigmoid(
     return lax.logistic(x)
 
 
+@keeping_64_bits
 def tanh(
     x: jax.Array,
 ) -> jax.Array:
@@ -252,6 +267,7 @@ def tanh(
     return lax.tanh(x)
 
 
+@keeping_64_bits
 def softmax_cross_entropy(
     logits: jax.Array,
     labels: jax.Array,

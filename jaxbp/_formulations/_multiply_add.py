@@ -160,7 +160,7 @@ def reductions(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
         part, cells = _window_rows(padded, w, first, 1)
         return sums(cells, part)
 
-    by_row = lax.map(row, jnp.arange(rows, dtype=jnp.int32))
+    by_row = lax.map(row, jnp.arange(rows))
     return jnp.moveaxis(by_row.squeeze(axis + 1), 0, axis)
 
 
