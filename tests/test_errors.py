@@ -63,6 +63,18 @@ ERRORS = {
         ["avg_pool: divisor_override=nan", "finite number"],
     ),
     "lp_pool: p is text": (lambda: jaxbp.lp_pool(X, (2, 2), p="2"), TypeError, ["lp_pool: p='2'", "number"]),
+    "conv_general_dilated: an integer among pairs": (
+        lambda: jaxbp.conv_general_dilated(NCHW, OIHW, (1, 1), (1, (1, 1))), ValueError,
+        ["conv_general_dilated: padding=(1, (1, 1))", "'SAME_LOWER'", "2 (low, high) pairs", "jax.lax"],
+    ),
+    "conv_transpose: one integer for all strides": (
+        lambda: jaxbp.conv_transpose(X, K, 2, "SAME"), TypeError,
+        ["conv_transpose: strides=2", "sequence of 2 integers", "jax.lax"],
+    ),
+    "conv_general_dilated: out_sharding is text": (
+        lambda: jaxbp.conv_general_dilated(NCHW, OIHW, (1, 1), "SAME", out_sharding="x"), TypeError,
+        ["conv_general_dilated: out_sharding='x'", "PartitionSpec"],
+    ),
     "conv_general_dilated: batch groups are text": (
         lambda: jaxbp.conv_general_dilated(NCHW, OIHW, (1, 1), "SAME", batch_group_count="2"), TypeError,
         ["conv_general_dilated: batch_group_count='2'", "integer"],

@@ -80,6 +80,7 @@ original: plain_linen.Module = Net()
 assert_type(linen.Dense(10), plain_linen.Dense)
 assert_type(flax.linen.Conv(8, (3, 3)), plain_linen.Conv)
 assert_type(flax.serialization.to_bytes({}), bytes)
+smallest: jax.Array = linen.min_pool(x, (2, 2))
 
 
 # Haiku.

@@ -1,4 +1,2 @@
-# What a type checker sees: Equinox, with the module beside this file.
+# What a type checker sees: Equinox itself, whose signatures those of jaxbp share.
 from equinox import *
-
-from . import nn as nn  # type: ignore[no-redef]
