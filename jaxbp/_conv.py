@@ -274,7 +274,7 @@ def dilate(x: jax.Array, dilation: int | Sequence[int]) -> jax.Array:
         raise ValueError(f"dilate: dilation={steps} has {rank} entries, but x of shape {x.shape} has {x.ndim} axes")
     trailing = 0 if rank == x.ndim else 1
     cells = [dilated_size(n, d) for n, d in zip(x.shape[x.ndim - rank - trailing :], steps, strict=False)]
-    if max(cells, default=0) > MOST_CELLS:
+    if any(isinstance(n, int) and n > MOST_CELLS for n in cells):
         raise ValueError(
             f"dilate: dilation={steps} makes {max(cells)} cells of x of shape {x.shape}; positions are counted up to "
             f"{MOST_CELLS}"

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from jax import lax
+from jax.core import max_dim, min_dim
 from jax.export import is_symbolic_dim
 
 Ints = tuple[int, ...]
@@ -70,9 +71,7 @@ def is_static(sizes: Sequence[Any]) -> bool:
 
 def dilated_size(size: int, dilation: int) -> int:
     """Cells from the first to the last of `size` cells that stand `dilation` apart."""
-    if is_static([size]):
-        return max(0, (size - 1) * dilation + 1)
-    return size if dilation == 1 else (size - 1) * dilation + 1
+    return size if dilation == 1 else max_dim((size - 1) * dilation + 1, 0)
 
 
 def padded_shape(window: Window) -> Ints:
@@ -210,7 +209,9 @@ def make_window(
                 f"{op}: padding={pairs} crops the end of the input, where ceil_mode=True adds cells; crop the input "
                 "itself (for example x[:-1]) and leave the high padding at 0 or more"
             )
-        pairs = tuple((low, max(high, end)) for (low, high), (_, end) in zip(pairs, read_padding(window), strict=True))
+        pairs = tuple(
+            (low, max_dim(high, end)) for (low, high), (_, end) in zip(pairs, read_padding(window), strict=True)
+        )
         window = window._replace(padding=pairs)
     return window
 
@@ -298,12 +299,16 @@ def transposed_padding(span: int, stride: int, padding: str | tuple[int, int]) -
 
 
 def read_padding(window: Window) -> Pairs:
-    """The padding that ends where the last window ends: cells beyond are read by no window."""
+    """The padding that ends where the last window ends: cells beyond are read by no window.
+
+    Where no window fits, one cell is missing for the first: no size is negative, whatever a symbolic one turns out.
+    """
     pairs = []
     for axis, (low, _) in enumerate(window.padding):
         span = dilated_size(window.window_shape[axis], window.dilation[axis])
         size = dilated_size(window.input_shape[axis], window.input_dilation[axis])
-        pairs.append((low, (window.output_shape[axis] - 1) * window.strides[axis] + span - low - size))
+        starts = dilated_size(window.output_shape[axis], window.strides[axis])
+        pairs.append((low, starts + span - 1 - low - size))
     return tuple(pairs)
 
 
@@ -350,13 +355,10 @@ def outputs_inside(window: Window) -> tuple[Pairs, ...]:
 
 def _places(cells: int, span: int, stride: int, ceil_end: int | None) -> int:
     """How many windows fit; with `ceil_end` one more may hang over the end if it starts before `ceil_end`."""
-    if not is_static([cells, span]):
-        return (cells - span) // stride + 1 if stride != 1 else cells - span + 1
+    whole = max_dim((cells - span) // stride + 1, 0)
     if ceil_end is None:
-        return max(0, (cells - span) // stride + 1)
-    whole = max(0, (cells - span) // stride + 1)
-    count = max(0, -(-(cells - span) // stride) + 1)
-    return count if (count - 1) * stride < ceil_end else max(whole, count - 1)
+        return whole
+    return max_dim(whole, min_dim(-(-(cells - span) // stride) + 1, -(-ceil_end // stride)))
 
 
 def _pair(entry: Any) -> tuple[int, int]:

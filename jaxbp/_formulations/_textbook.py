@@ -9,8 +9,10 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.core import max_dim
 
-from .._geometry import ConvGeometry, Ints, Pairs, dilated_size, is_static, read_padding, transposed
+from .._geometry import ConvGeometry, Ints, Pairs, Window, dilated_size, is_static, read_padding, transposed
+from ._windows import of_shape
 
 
 def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
@@ -18,7 +20,7 @@ def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
     w = g.window
     x, padding, input_dilation = _cropped_first(x, w.padding, w.input_dilation, range(1, w.rank + 1))
     kernel, padding = _one_zero_more(kernel, x.shape[1:-1], w.strides, padding, input_dilation, w.dilation)
-    return lax.conv_general_dilated(
+    z = lax.conv_general_dilated(
         x,
         kernel,
         window_strides=w.strides,
@@ -30,6 +32,7 @@ def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
         precision=g.precision,
         preferred_element_type=g.preferred_element_type,
     )
+    return of_shape(z, (z.shape[0], *w.output_shape, z.shape[-1]))
 
 
 def input_grad(delta: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
@@ -46,16 +49,17 @@ def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
     """
     w = g.window
     spatial = range(1, w.rank + 1)
-    x, padding, input_dilation = _cropped_first(x, read_padding(w), w.input_dilation, spatial)
+    delta, strides, padding = _one_delta_at_least(delta, w)
+    x, padding, input_dilation = _cropped_first(x, padding, w.input_dilation, spatial)
     delta = delta.transpose(*spatial, 0, w.rank + 1)
-    delta, padding = _one_zero_more(delta, x.shape[1:-1], w.dilation, padding, input_dilation, w.strides)
+    delta, padding = _one_zero_more(delta, x.shape[1:-1], w.dilation, padding, input_dilation, strides)
     sums = lax.conv_general_dilated(
         x.transpose(w.rank + 1, *spatial, 0),
         delta,
         window_strides=w.dilation,
         padding=padding,
         lhs_dilation=input_dilation,
-        rhs_dilation=w.strides,
+        rhs_dilation=strides,
         dimension_numbers=_channels_last(w.rank),
         batch_group_count=g.feature_group_count,
         precision=g.precision,
@@ -105,10 +109,17 @@ def _cropped_first(
     """The input without what negative padding takes away, and what is left to do: padding, input dilation.
 
     Where padding crops one end of an axis and extends the other, XLA:CPU reads outside the input:
-    https://github.com/openxla/xla/issues/48713.
+    https://github.com/openxla/xla/issues/48713. What depends on a symbolic size is written out, as lax takes no
+    padding of unknown size.
     """
-    if not is_static([end for pair in padding for end in pair]):
-        return x, padding, input_dilation
+    if not is_static([end for pair in padding for end in pair]) or (
+        not is_static(x.shape) and any(min(pair) < 0 < max(pair) for pair in padding)
+    ):
+        config = [(0, 0, 0)] * x.ndim
+        for axis, (low, high), step in zip(axes, padding, input_dilation, strict=True):
+            size = dilated_size(x.shape[axis], step)
+            config[axis] = (low, max_dim(low + size + high, 0) - low - size, step - 1)
+        return lax.pad(x, jnp.zeros((), x.dtype), config), ((0, 0),) * len(padding), (1,) * len(padding)
     config, rest, dilation = [(0, 0, 0)] * x.ndim, list(padding), list(input_dilation)
     for i, (axis, (low, high)) in enumerate(zip(axes, padding, strict=True)):
         if min(low, high) < 0 < max(low, high):
@@ -118,6 +129,21 @@ def _cropped_first(
     if rest == list(padding):
         return x, padding, input_dilation
     return lax.pad(x, jnp.zeros((), x.dtype), config), tuple(rest), tuple(dilation)
+
+
+def _one_delta_at_least(delta: jax.Array, w: Window) -> tuple[jax.Array, Ints, Pairs]:
+    """Delta with a zero in place of none, as no window may be empty: its strides, and the padding that it slides over.
+
+    For symbolic sizes alone, which may turn out too small for the window.
+    """
+    starts = tuple(map(dilated_size, w.output_shape, w.strides))
+    cells = tuple(max_dim(start, 1) for start in starts)
+    if cells == starts:
+        return delta, w.strides, read_padding(w)
+    more = [cell - start for cell, start in zip(cells, starts, strict=True)]
+    config = [(0, 0, 0), *((0, zeros, s - 1) for zeros, s in zip(more, w.strides, strict=True)), (0, 0, 0)]
+    padding = tuple((low, high + zeros) for (low, high), zeros in zip(read_padding(w), more, strict=True))
+    return lax.pad(delta, jnp.zeros((), delta.dtype), config), (1,) * w.rank, padding
 
 
 def _one_zero_more(

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import max_dim
 
 from .._geometry import Window, dilated_size, transposed
 from ._windows import Choice, axis_sum, pad_axes, spatial_axes, sum_form, window_sum
@@ -182,7 +183,7 @@ def _phase_by_phase(w: Window, delta: jax.Array, winners: jax.Array) -> jax.Arra
 
 def _blocks(w: Window) -> list[int]:
     """How many blocks, of as many cells as the strides, cover the input along each axis."""
-    return [-(-(low + n) // s) for (low, _), n, s in zip(w.padding, w.input_shape, w.strides, strict=True)]
+    return [max_dim(-(-(low + n) // s), 0) for (low, _), n, s in zip(w.padding, w.input_shape, w.strides, strict=True)]
 
 
 def _with_windows_around(w: Window, a: jax.Array, fill: int) -> jax.Array:

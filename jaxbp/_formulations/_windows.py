@@ -156,7 +156,8 @@ def tap_views(x: jax.Array, w: Window, fill: float | int | bool, trailing: int =
         for axis, tap, d, s, out in zip(axes, taps, w.dilation, w.strides, w.output_shape, strict=True):
             starts[axis], strides[axis] = tap * d, s
             limits[axis] = tap * d + dilated_size(out, s)
-        yield lax.slice(padded, starts, limits, strides)
+        view = lax.slice(padded, starts, limits, strides)
+        yield of_shape(view, (*x.shape[: axes.start], *w.output_shape, *x.shape[axes.stop :]))
 
 
 def side_by_side(x: jax.Array, w: Window) -> jax.Array:
@@ -256,7 +257,7 @@ def _run(w: Window, i: int, cells: tuple, fills: tuple, combine: Callable, moved
     steps = k.bit_length() + k.bit_count() - 2
     if k <= TAPS_AT_ONCE and k - 1 <= s * steps:
         views = (moved(*part(padded, tap * d, length, s), tap) for tap in range(k))
-        return functools.reduce(combine, views)
+        return _of_size(functools.reduce(combine, views), axis, out)
     runs, total, done, size = padded, None, 0, 1
     while True:
         if k & size:
@@ -269,7 +270,12 @@ def _run(w: Window, i: int, cells: tuple, fills: tuple, combine: Callable, moved
         runs = combine(part(runs, 0, rest), moved(*part(runs, size * d, rest), size))
         size *= 2
     assert total is not None
-    return tuple(lax.slice_in_dim(a, 0, None, s, axis) for a in total)
+    return _of_size(tuple(lax.slice_in_dim(a, 0, None, s, axis) for a in total), axis, out)
+
+
+def _of_size(arrays: tuple, axis: int, size: int) -> tuple:
+    """Arrays whose size along an axis is this one."""
+    return tuple(of_shape(a, (*a.shape[:axis], size, *a.shape[axis + 1 :])) for a in arrays)
 
 
 def _first_inside(w: Window, like: jax.Array) -> jax.Array:
@@ -286,6 +292,13 @@ def _first_inside(w: Window, like: jax.Array) -> jax.Array:
         inside &= (tap < w.window_shape[i]) & (start + tap * w.dilation[i] < w.input_shape[i])
         first = first + tap * math.prod(w.window_shape[i + 1 :])
     return jnp.broadcast_to(jnp.where(inside, first, w.taps), like.shape)
+
+
+def of_shape(x: jax.Array, shape: Sequence[int]) -> jax.Array:
+    """x, of this shape: symbolic sizes are equal whose arithmetic does not show it, and become the given ones."""
+    if x.shape == tuple(shape):
+        return x
+    return pad_axes(x, range(x.ndim), [(0, size - old) for size, old in zip(shape, x.shape, strict=True)], 0)
 
 
 def pad_to(x: jax.Array, sizes: Sequence[int]) -> jax.Array:
