@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import AxisType, PartitionSpec, auto_axes
+from jax.sharding import AxisType, NamedSharding, PartitionSpec, auto_axes, reshard
 
 
 def as_array(op: str, argument: str, value: Any) -> jax.Array:
@@ -17,7 +18,8 @@ def as_array(op: str, argument: str, value: Any) -> jax.Array:
             f"{op}: {argument} must be an array, but got {type(value).__name__} {value!r}; wrap it in jax.numpy.asarray"
         )
     try:
-        array = jnp.asarray(value)
+        # asarray would put an array that lies on no mesh on that of jax.set_mesh, and its transpose fails below a vmap.
+        array = value if isinstance(value, jax.Array) else jnp.asarray(value)
     except (TypeError, ValueError, RuntimeError):
         array = None
     if array is None or jnp.issubdtype(array.dtype, jax.dtypes.extended):
@@ -58,7 +60,7 @@ def call_rule(
     rule: Callable[..., Any],
     *arrays: jax.Array | None,
     output_shape: Sequence[int],
-    like: Sequence[tuple[jax.Array, int]],
+    like: Sequence[tuple[jax.Array, int] | None],
     out_sharding: Any = None,
 ) -> Any:
     """Call a custom_vjp rule so that it is right on every mesh.
@@ -69,19 +71,19 @@ def call_rule(
     inside, and each axis of the output is sharded as the input's axis that `like` names for it, if it divides.
     """
     arrays = _vary_alike(*arrays)
-    shardings = [jax.typeof(a).sharding for a in arrays if a is not None]
-    mesh = next((s.mesh for s in shardings if AxisType.Explicit in s.mesh.axis_types), None)
+    meshes = [jax.typeof(a).sharding.mesh for a in arrays if a is not None]
+    mesh = next((m for m in meshes if AxisType.Explicit in m.axis_types), None)
     if mesh is None:
         return rule(*arrays)
-    if out_sharding is None:
-        entries: list[Any] = []
-        for size, (array, axis) in zip(output_shape, like, strict=True):
-            entry = jax.typeof(array).sharding.spec[axis]
-            names = () if entry is None else entry if isinstance(entry, tuple) else (entry,)
-            fits = size % math.prod(mesh.shape[name] for name in names) == 0
-            entries.append(entry if fits and entry not in entries else None)
-        out_sharding = PartitionSpec(*entries)
-    return auto_axes(rule, out_sharding=out_sharding)(*arrays)
+    if not isinstance(out_sharding, NamedSharding):
+        spec = _spec_like(mesh, output_shape, like) if out_sharding is None else out_sharding
+        out_sharding = NamedSharding(mesh, spec)
+    beside = lax.stop_gradient(next(a for a in arrays if a is not None and jax.typeof(a).sharding.mesh == mesh))
+    on_mesh = [
+        a if a is None or not jax.typeof(a).sharding.mesh.empty else _put_on(mesh, beside, a) for a in arrays
+    ]
+    explicit = tuple(n for n, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Explicit)
+    return auto_axes(rule, axes=explicit, out_sharding=out_sharding)(*on_mesh)
 
 
 def sum_dtype(dtype: Any) -> Any:
@@ -103,3 +105,41 @@ def _vary_alike(*arrays: jax.Array | None) -> tuple[Any, ...]:
         a if a is None or axes == union else lax.pcast(a, tuple(sorted(union - axes)), to="varying")
         for a, axes in zip(arrays, varying, strict=True)
     )
+
+
+def _spec_like(mesh: Any, shape: Sequence[int], like: Sequence[tuple[jax.Array, int] | None]) -> PartitionSpec:
+    """Each axis sharded as the axis named for it, if its size divides and no other axis has taken the mesh axes."""
+    entries: list[Any] = []
+    taken: set[str] = set()
+    for size, pair in zip(shape, like, strict=True):
+        entry = None if pair is None else jax.typeof(pair[0]).sharding.spec[pair[1]]
+        names = () if entry is None else entry if isinstance(entry, tuple) else (entry,)
+        fits = size % math.prod(mesh.shape[name] for name in names) == 0 and taken.isdisjoint(names)
+        entries.append(entry if fits else None)
+        taken.update(names if fits else ())
+    return PartitionSpec(*entries)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _put_on(mesh: Any, beside: jax.Array, array: jax.Array) -> jax.Array:
+    """An array that lies on no mesh, replicated on the one that `beside` lies on."""
+    return _replicate(mesh, beside, array)
+
+
+def _put_on_fwd(mesh: Any, beside: jax.Array, array: jax.Array) -> tuple[jax.Array, None]:
+    """Keep nothing."""
+    return _replicate(mesh, beside, array), None
+
+
+def _put_on_bwd(mesh: Any, _: None, delta: jax.Array) -> tuple[None, jax.Array]:
+    """Leave delta on the mesh, as lax does: below a vmap it may be sharded there, where the array is not."""
+    return None, delta
+
+
+_put_on.defvjp(_put_on_fwd, _put_on_bwd)
+
+
+@partial(jax.jit, static_argnums=0, keep_unused=True, inline=True)
+def _replicate(mesh: Any, beside: jax.Array, array: jax.Array) -> jax.Array:
+    """The same as a program of its own: outside `jax.set_mesh` only its other argument knows the mesh's devices."""
+    return reshard(array, NamedSharding(mesh, PartitionSpec()))

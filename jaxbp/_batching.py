@@ -5,7 +5,6 @@ JAX maps a custom_vjp rule by mapping its backward pass, so that a model written
 has a batch axis already: mapped over x alone, it is the same convolution of a larger batch.
 """
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -17,7 +16,7 @@ from jax.sharding import AxisType
 
 
 def over_examples(rule: Callable[..., jax.Array], x: jax.Array, *shared: Any) -> jax.Array:
-    """`rule(x, *shared)` for x of (N, ...), any N; a vmap over x alone calls it with the examples in N."""
+    """`rule(x, *shared)` for x with any number of batch axes; a vmap over x alone calls it with one more."""
     if not is_mapped_here(x):
         return rule(x, *shared)
     mapped = custom_vmap(rule)
@@ -26,9 +25,7 @@ def over_examples(rule: Callable[..., jax.Array], x: jax.Array, *shared: Any) ->
     def join(axis_size: int, is_mapped: Any, x: jax.Array, *shared: Any) -> tuple[jax.Array, bool]:
         x_is_mapped, *shared_are_mapped = is_mapped
         if x_is_mapped and not any(jax.tree.leaves(shared_are_mapped)):
-            joined = x.reshape(math.prod(x.shape[:2]), *x.shape[2:])
-            z = over_examples(rule, joined, *shared)
-            return z.reshape(*x.shape[:2], *z.shape[1:]), True
+            return over_examples(rule, x, *shared), True
         axes = tuple(None if flag is None else 0 if flag else None for flag in is_mapped)
         return jax.vmap(rule, axes)(x, *shared), True
 

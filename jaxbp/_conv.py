@@ -135,7 +135,12 @@ def conv_input_grad(
     )  # fmt: skip
     _require_shape(op, "delta", delta, _output_shape(shape, kernel.shape, w))
     g = ConvGeometry(w, feature_group_count, _hashable(precision))
-    return formulations.conv_input_grad(_one_batch_axis(delta, w.rank), kernel, g).reshape(shape)
+
+    def input_grad(delta: jax.Array, kernel: jax.Array) -> jax.Array:
+        return formulations.conv_input_grad(_one_batch_axis(delta, w.rank), kernel, g).reshape(shape)
+
+    like = [*((delta, axis) for axis in range(delta.ndim - 1)), (kernel, -2)]
+    return call_rule(input_grad, delta, kernel, output_shape=shape, like=like)
 
 
 def conv_kernel_grad(
@@ -186,7 +191,12 @@ def conv_kernel_grad(
     )  # fmt: skip
     _require_shape(op, "delta", delta, _output_shape(x.shape, shape, w))
     g = ConvGeometry(w, feature_group_count, _hashable(precision))
-    return formulations.conv_kernel_grad(_one_batch_axis(x, w.rank), _one_batch_axis(delta, w.rank), g)
+
+    def kernel_grad(x: jax.Array, delta: jax.Array) -> jax.Array:
+        return formulations.conv_kernel_grad(_one_batch_axis(x, w.rank), _one_batch_axis(delta, w.rank), g)
+
+    like = [*(None,) * w.rank, (x, -1), (delta, -1)]
+    return call_rule(kernel_grad, x, delta, output_shape=shape, like=like)
 
 
 def conv_bias_grad(delta: jax.Array) -> jax.Array:
@@ -341,9 +351,7 @@ def conv(
         bias = as_array("conv", "bias", bias)
         require_same_dtype("conv", x=x, bias=bias)
         _require_shape("conv", "bias", bias, kernel.shape[-1:])
-    one = _one_batch_axis(x, w.rank)
-    z = bind(one, kernel, bias, w, feature_group_count, precision, preferred_element_type)
-    return z if one is x else z.reshape(_output_shape(x.shape, kernel.shape, w))
+    return bind(x, kernel, bias, w, feature_group_count, precision, preferred_element_type)
 
 
 # ------------------------------------------------------------------------------- shapes, shared with _conv_lax
@@ -353,7 +361,7 @@ def bind(
     x: jax.Array, kernel: jax.Array, bias: jax.Array | None, w: Window, groups: int, precision: Any,
     preferred_element_type: Any, out_sharding: Any = None,
 ) -> jax.Array:  # fmt: skip
-    """Collect the static facts and call the rule; x has exactly one batch axis."""
+    """Collect the static facts and call the rule, which has one batch axis, for x with any number of them."""
     # The scalar type: np.dtype("float64") == None, so that beside None a cache would take the one for the other.
     dtype = None if preferred_element_type is None else np.dtype(preferred_element_type).type
     g = ConvGeometry(w, operator.index(groups), _hashable(precision), dtype)
@@ -361,7 +369,11 @@ def bind(
     def rule(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
         shape = _output_shape(x.shape, kernel.shape, w)
         like = [*((x, axis) for axis in range(x.ndim - 1)), (kernel, -1)]
-        return call_rule(partial(_conv, g), x, kernel, bias, output_shape=shape, like=like, out_sharding=out_sharding)
+
+        def with_one_batch_axis(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
+            return _conv(g, _one_batch_axis(x, w.rank), kernel, bias).reshape(shape)
+
+        return call_rule(with_one_batch_axis, x, kernel, bias, output_shape=shape, like=like, out_sharding=out_sharding)
 
     return over_examples(rule, x, kernel, bias)
 

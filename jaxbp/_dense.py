@@ -97,10 +97,10 @@ def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None, *, pre
                 f"dense: bias has shape {bias.shape}, but kernel of shape {kernel.shape} calls for {kernel.shape[1:]}"
             )
     batch = x.shape[:-1]
-    rows = x if len(batch) == 1 else x.reshape(math.prod(batch), x.shape[-1])
-    z = call_rule(
-        partial(_dense, precision), rows, kernel, bias,
-        output_shape=(rows.shape[0], kernel.shape[1]),
-        like=[(rows, 0), (kernel, 1)],
-    )  # fmt: skip
-    return z if len(batch) == 1 else z.reshape(*batch, kernel.shape[1])
+    shape = (*batch, kernel.shape[1])
+
+    def with_one_batch_axis(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
+        return _dense(precision, x.reshape(math.prod(batch), x.shape[-1]), kernel, bias).reshape(shape)
+
+    like = [*((x, axis) for axis in range(len(batch))), (kernel, 1)]
+    return call_rule(with_one_batch_axis, x, kernel, bias, output_shape=shape, like=like)

@@ -118,7 +118,9 @@ def max_pool_grad(
     for name, array in (("delta", delta), ("winners", winners)):
         require_pooled_shape(op, name, array, input_shape, w)
     require_winners(op, winners)
-    return formulations.upsample_winners(delta, winners, w)
+    upsample = partial(formulations.upsample_winners, w=w)
+    like = [(delta, axis) for axis in range(delta.ndim)]
+    return call_rule(upsample, delta, winners, output_shape=tuple(input_shape), like=like)
 
 
 # ------------------------------------------------------------------------------------------- the public ops
