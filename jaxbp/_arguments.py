@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import jax
@@ -35,9 +35,10 @@ def require_same_dtype(op: str, **arrays: jax.Array) -> None:
     (first, reference), *others = arrays.items()
     for name, array in others:
         if array.dtype != reference.dtype:
+            common = str(_common_dtype(reference.dtype, array.dtype))
             raise TypeError(
                 f"{op}: {first} has dtype {reference.dtype}, but {name} has dtype {array.dtype}; "
-                f"both must have the same, for example {name}.astype({first}.dtype)"
+                f"both must have the same, for example {first}.astype({common!r}) and {name}.astype({common!r})"
             )
 
 
@@ -86,6 +87,23 @@ def call_rule(
     return auto_axes(rule, axes=explicit, out_sharding=out_sharding)(*on_mesh)
 
 
+def whole_along(array: jax.Array, axes: Sequence[int]) -> jax.Array:
+    """The array, gathered along these axes where XLA would sum wrongly over them.
+
+    XLA (jaxlib 0.10.2 to 0.12.0.1) partitions a convolution along a spatial axis that is sharded over some axes of a
+    mesh while others hold copies, and adds the copies up, too; without shardings in the types nobody can tell.
+    """
+    sharding = jax.typeof(array).sharding
+    mesh, spec = sharding.mesh, sharding.spec
+    if AxisType.Explicit not in mesh.axis_types or all(spec[axis] is None for axis in axes):
+        return array
+    used = {name for entry in spec[:-1] for name in _names(entry)}
+    if all(name in used or mesh.shape[name] == 1 for name in mesh.axis_names):
+        return array
+    kept = PartitionSpec(*(None if axis in axes else entry for axis, entry in enumerate(spec)))
+    return reshard(array, NamedSharding(mesh, kept))
+
+
 def sum_dtype(dtype: Any) -> Any:
     """The dtype in which sums are accumulated: float32 for all shorter floating-point numbers, otherwise their own."""
     short = jnp.issubdtype(dtype, jnp.floating) and jnp.dtype(dtype).itemsize < 4
@@ -95,6 +113,17 @@ def sum_dtype(dtype: Any) -> Any:
 def wider(a: Any, b: Any) -> Any:
     """The dtype with more bytes, where the two operands of a gradient differ (strict promotion has no answer)."""
     return max(a, b, key=lambda dtype: jnp.dtype(dtype).itemsize)
+
+
+def _common_dtype(a: Any, b: Any) -> Any:
+    """The dtype that JAX promotes both to; where it has none (numbers of 8 bits or less), one that holds both."""
+    try:
+        with jax.numpy_dtype_promotion("standard"):
+            return jnp.promote_types(a, b)
+    except jax.dtypes.TypePromotionError:
+        inexact = [dtype for dtype in (a, b) if jnp.issubdtype(dtype, jnp.inexact)]
+        smallest = jnp.dtype(jnp.float32 if inexact else jnp.int32)
+        return reduce(wider, inexact or [a, b], smallest)
 
 
 def _vary_alike(*arrays: jax.Array | None) -> tuple[Any, ...]:
@@ -113,11 +142,16 @@ def _spec_like(mesh: Any, shape: Sequence[int], like: Sequence[tuple[jax.Array, 
     taken: set[str] = set()
     for size, pair in zip(shape, like, strict=True):
         entry = None if pair is None else jax.typeof(pair[0]).sharding.spec[pair[1]]
-        names = () if entry is None else entry if isinstance(entry, tuple) else (entry,)
+        names = _names(entry)
         fits = size % math.prod(mesh.shape[name] for name in names) == 0 and taken.isdisjoint(names)
         entries.append(entry if fits else None)
         taken.update(names if fits else ())
     return PartitionSpec(*entries)
+
+
+def _names(entry: Any) -> tuple[str, ...]:
+    """The mesh axes of one entry of a PartitionSpec."""
+    return () if entry is None else entry if isinstance(entry, tuple) else (entry,)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
