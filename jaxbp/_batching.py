@@ -12,7 +12,6 @@ from typing import Any
 import jax
 from jax.custom_batching import custom_vmap
 from jax.extend.core import take_current_trace
-from jax.sharding import AxisType
 
 
 def over_examples(rule: Callable[..., jax.Array], x: jax.Array, *shared: Any) -> jax.Array:
@@ -50,8 +49,6 @@ def one_by_one(sum_of: Callable[..., jax.Array], x: jax.Array, delta: jax.Array)
 
 
 def is_mapped_here(x: jax.Array) -> bool:
-    """Whether the innermost transformation is a vmap, over x, without shardings in the types."""
-    if AxisType.Explicit in jax.typeof(x).sharding.mesh.axis_types:
-        return False
+    """Whether the innermost transformation is a vmap, over x."""
     with take_current_trace() as trace:
         return type(trace).__name__ == "BatchTrace" and getattr(x, "_trace", None) is trace

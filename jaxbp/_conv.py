@@ -44,7 +44,7 @@ import numpy as np
 from jax import lax
 
 from . import _formulations as formulations
-from ._arguments import as_array, call_rule, require_same_dtype, sum_dtype
+from ._arguments import as_array, call_rule, require_same_dtype, sum_dtype, whole_along
 from ._batching import over_examples
 from ._geometry import CONV_WORDS, MOST_CELLS, ConvGeometry, Window, as_shape, conv_window, dilated_size, per_axis
 
@@ -139,6 +139,7 @@ def conv_input_grad(
     def input_grad(delta: jax.Array, kernel: jax.Array) -> jax.Array:
         return formulations.conv_input_grad(_one_batch_axis(delta, w.rank), kernel, g).reshape(shape)
 
+    delta = _whole(delta, w)
     like = [*((delta, axis) for axis in range(delta.ndim - 1)), (kernel, -2)]
     return call_rule(input_grad, delta, kernel, output_shape=shape, like=like)
 
@@ -195,6 +196,7 @@ def conv_kernel_grad(
     def kernel_grad(x: jax.Array, delta: jax.Array) -> jax.Array:
         return formulations.conv_kernel_grad(_one_batch_axis(x, w.rank), _one_batch_axis(delta, w.rank), g)
 
+    x, delta = _whole(x, w), _whole(delta, w)
     like = [*(None,) * w.rank, (x, -1), (delta, -1)]
     return call_rule(kernel_grad, x, delta, output_shape=shape, like=like)
 
@@ -375,7 +377,12 @@ def bind(
 
         return call_rule(with_one_batch_axis, x, kernel, bias, output_shape=shape, like=like, out_sharding=out_sharding)
 
-    return over_examples(rule, x, kernel, bias)
+    return over_examples(rule, _whole(x, w), kernel, bias)
+
+
+def _whole(x: jax.Array, w: Window) -> jax.Array:
+    """x gathered along its spatial axes where a convolution needs it."""
+    return whole_along(x, range(x.ndim - w.rank - 1, x.ndim - 1))
 
 
 def _one_batch_axis(x: jax.Array, rank: int) -> jax.Array:
