@@ -60,7 +60,7 @@ def refuse_complex(op: str, argument: str, array: jax.Array) -> None:
 def call_rule(
     rule: Callable[..., Any],
     *arrays: jax.Array | None,
-    output_shape: Sequence[int],
+    output_shape: Sequence[Any],
     like: Sequence[tuple[jax.Array, int] | None],
     out_sharding: Any = None,
 ) -> Any:
@@ -71,20 +71,17 @@ def call_rule(
     of that cast is the sum. Where shardings are part of the types (`AxisType.Explicit`) the compiler partitions the
     inside, and each axis of the output is sharded as the input's axis that `like` names for it, if it divides.
     """
-    arrays = _vary_alike(*arrays)
-    meshes = [jax.typeof(a).sharding.mesh for a in arrays if a is not None]
-    mesh = next((m for m in meshes if AxisType.Explicit in m.axis_types), None)
-    if mesh is None:
-        return rule(*arrays)
-    if not isinstance(out_sharding, NamedSharding):
-        spec = _spec_like(mesh, output_shape, like) if out_sharding is None else out_sharding
-        out_sharding = NamedSharding(mesh, spec)
-    beside = lax.stop_gradient(next(a for a in arrays if a is not None and jax.typeof(a).sharding.mesh == mesh))
-    on_mesh = [
-        a if a is None or not jax.typeof(a).sharding.mesh.empty else _put_on(mesh, beside, a) for a in arrays
-    ]
-    explicit = tuple(n for n, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Explicit)
-    return auto_axes(rule, axes=explicit, out_sharding=out_sharding)(*on_mesh)
+    return _call_on_mesh(rule, _put_on, _vary_alike(*arrays), output_shape, like, out_sharding)
+
+
+def call_map(
+    function: Callable[..., Any],
+    *arrays: jax.Array,
+    output_shape: Sequence[Any],
+    like: Sequence[tuple[jax.Array, int] | None],
+) -> Any:
+    """Call a function that JAX itself differentiates, in both modes; sharded like a rule."""
+    return _call_on_mesh(function, _replicated, arrays, output_shape, like, None)
 
 
 def whole_along(array: jax.Array, axes: Sequence[int]) -> jax.Array:
@@ -136,6 +133,25 @@ def _vary_alike(*arrays: jax.Array | None) -> tuple[Any, ...]:
     )
 
 
+def _call_on_mesh(
+    function: Callable[..., Any], put: Any, arrays: Sequence[jax.Array | None],
+    output_shape: Sequence[Any], like: Sequence[tuple[jax.Array, int] | None], out_sharding: Any,
+) -> Any:  # fmt: skip
+    """Leave the inside to the compiler on a mesh with Explicit axes, with all arrays put on it; else just call."""
+    known = [a for a in arrays if a is not None and AxisType.Explicit in jax.typeof(a).sharding.mesh.axis_types]
+    if not known:
+        return function(*arrays)
+    mesh = jax.typeof(known[0]).sharding.mesh
+    if not isinstance(out_sharding, NamedSharding):
+        # A bare PartitionSpec means the mesh of jax.set_mesh, which most programs never enter.
+        spec = _spec_like(mesh, output_shape, like) if out_sharding is None else out_sharding
+        out_sharding = NamedSharding(mesh, spec)
+    beside = lax.stop_gradient(known[0])
+    on_mesh = [None if a is None else put(mesh, beside, a) for a in arrays]
+    explicit = tuple(n for n, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Explicit)
+    return auto_axes(function, axes=explicit, out_sharding=out_sharding)(*on_mesh)
+
+
 def _spec_like(mesh: Any, shape: Sequence[int], like: Sequence[tuple[jax.Array, int] | None]) -> PartitionSpec:
     """Each axis sharded as the axis named for it, if its size divides and no other axis has taken the mesh axes."""
     entries: list[Any] = []
@@ -154,26 +170,35 @@ def _names(entry: Any) -> tuple[str, ...]:
     return () if entry is None else entry if isinstance(entry, tuple) else (entry,)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _put_on(mesh: Any, beside: jax.Array, array: jax.Array) -> jax.Array:
-    """An array that lies on no mesh, replicated on the one that `beside` lies on."""
-    return _replicate(mesh, beside, array)
-
-
-def _put_on_fwd(mesh: Any, beside: jax.Array, array: jax.Array) -> tuple[jax.Array, None]:
-    """Keep nothing."""
-    return _replicate(mesh, beside, array), None
-
-
-def _put_on_bwd(mesh: Any, _: None, delta: jax.Array) -> tuple[None, jax.Array]:
-    """Leave delta on the mesh, as lax does: below a vmap it may be sharded there, where the array is not."""
-    return None, delta
-
-
-_put_on.defvjp(_put_on_fwd, _put_on_bwd)
+def _replicated(mesh: Any, beside: jax.Array, array: jax.Array) -> jax.Array:
+    """An array of this mesh as it is; one that lies on no mesh replicated on this one, which `beside` lies on."""
+    return _replicate(mesh, beside, array) if jax.typeof(array).sharding.mesh.empty else array
 
 
 @partial(jax.jit, static_argnums=0, keep_unused=True, inline=True)
 def _replicate(mesh: Any, beside: jax.Array, array: jax.Array) -> jax.Array:
-    """The same as a program of its own: outside `jax.set_mesh` only its other argument knows the mesh's devices."""
+    """A program of its own: outside `jax.set_mesh` only its other argument knows the mesh's devices."""
     return reshard(array, NamedSharding(mesh, PartitionSpec()))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _put_on(mesh: Any, beside: jax.Array, array: jax.Array) -> jax.Array:
+    """`_replicated`, whose delta stays on the mesh, as lax leaves it.
+
+    JAX would take delta back to where the array was: on no mesh, where it cannot be sharded (below a vmap it is), or
+    where an eager program says wrongly that it was.
+    """
+    return _replicated(mesh, beside, array)
+
+
+def _put_on_fwd(mesh: Any, beside: jax.Array, array: jax.Array) -> tuple[jax.Array, None]:
+    """Keep nothing."""
+    return _replicated(mesh, beside, array), None
+
+
+def _put_on_bwd(mesh: Any, _: None, delta: jax.Array) -> tuple[None, jax.Array]:
+    """Leave delta as it is."""
+    return None, delta
+
+
+_put_on.defvjp(_put_on_fwd, _put_on_bwd)

@@ -44,7 +44,7 @@ import numpy as np
 from jax import lax
 
 from . import _formulations as formulations
-from ._arguments import as_array, call_rule, require_same_dtype, sum_dtype, whole_along
+from ._arguments import as_array, call_map, call_rule, require_same_dtype, sum_dtype, whole_along
 from ._batching import over_examples
 from ._geometry import CONV_WORDS, MOST_CELLS, ConvGeometry, Window, as_shape, conv_window, dilated_size, per_axis
 
@@ -141,7 +141,7 @@ def conv_input_grad(
 
     delta = _whole(delta, w)
     like = [*((delta, axis) for axis in range(delta.ndim - 1)), (kernel, -2)]
-    return call_rule(input_grad, delta, kernel, output_shape=shape, like=like)
+    return call_map(input_grad, delta, kernel, output_shape=shape, like=like)
 
 
 def conv_kernel_grad(
@@ -198,7 +198,7 @@ def conv_kernel_grad(
 
     x, delta = _whole(x, w), _whole(delta, w)
     like = [*(None,) * w.rank, (x, -1), (delta, -1)]
-    return call_rule(kernel_grad, x, delta, output_shape=shape, like=like)
+    return call_map(kernel_grad, x, delta, output_shape=shape, like=like)
 
 
 def conv_bias_grad(delta: jax.Array) -> jax.Array:
@@ -292,7 +292,12 @@ def dilate(x: jax.Array, dilation: int | Sequence[int]) -> jax.Array:
             f"{MOST_CELLS}"
         )
     steps = (1,) * (x.ndim - rank - trailing) + steps + (1,) * trailing
-    return lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, step - 1) for step in steps])
+
+    def pad(x: jax.Array) -> jax.Array:
+        return lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, step - 1) for step in steps])
+
+    shape = [dilated_size(n, d) for n, d in zip(x.shape, steps, strict=True)]
+    return call_map(pad, x, output_shape=shape, like=[(x, axis) for axis in range(x.ndim)])
 
 
 # ------------------------------------------------------------------------------------------- the public ops
@@ -373,7 +378,8 @@ def bind(
         like = [*((x, axis) for axis in range(x.ndim - 1)), (kernel, -1)]
 
         def with_one_batch_axis(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
-            return _conv(g, _one_batch_axis(x, w.rank), kernel, bias).reshape(shape)
+            z: Any = _conv(g, _one_batch_axis(x, w.rank), kernel, bias)
+            return z.reshape(shape)
 
         return call_rule(with_one_batch_axis, x, kernel, bias, output_shape=shape, like=like, out_sharding=out_sharding)
 

@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from ._arguments import as_array, call_rule, require_same_dtype
+from ._arguments import as_array, call_map, require_same_dtype
 from ._conv import bind
 from ._geometry import canonical_padding, conv_window, dilated_size, per_axis, transposed_padding
 
@@ -193,7 +193,7 @@ def _batch_groups_as_channels(
         return jnp.moveaxis(x.reshape(batch_group_count, members, *spatial, channels), 0, -2).reshape(shape)
 
     like = [(x, axis) for axis in range(x.ndim)]
-    return call_rule(grouped, x, output_shape=shape, like=like), batch_group_count
+    return call_map(grouped, x, output_shape=shape, like=like), batch_group_count
 
 
 def _transposed_pads(op: str, padding: Any, spans: tuple[int, ...], strides: tuple[int, ...], consistent: bool) -> Any:

@@ -100,7 +100,8 @@ def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None, *, pre
     shape = (*batch, kernel.shape[1])
 
     def with_one_batch_axis(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
-        return _dense(precision, x.reshape(math.prod(batch), x.shape[-1]), kernel, bias).reshape(shape)
+        z: Any = _dense(precision, x.reshape(math.prod(batch), x.shape[-1]), kernel, bias)
+        return z.reshape(shape)
 
     like = [*((x, axis) for axis in range(len(batch))), (kernel, 1)]
     return call_rule(with_one_batch_axis, x, kernel, bias, output_shape=shape, like=like)

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from . import _formulations as formulations
-from ._arguments import as_array, call_rule, refuse_complex
+from ._arguments import as_array, call_map, call_rule, refuse_complex
 from ._geometry import Window, canonical_padding, dilated_size, per_axis
 from ._pool import call_pool, pool_window, require_pooled_shape, require_winners, window_sizes
 
@@ -120,7 +120,7 @@ def max_pool_grad(
     require_winners(op, winners)
     upsample = partial(formulations.upsample_winners, w=w)
     like = [(delta, axis) for axis in range(delta.ndim)]
-    return call_rule(upsample, delta, winners, output_shape=tuple(input_shape), like=like)
+    return call_map(upsample, delta, winners, output_shape=tuple(input_shape), like=like)
 
 
 # ------------------------------------------------------------------------------------------- the public ops

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from . import _formulations as formulations
-from ._arguments import as_array, call_rule, require_inexact
+from ._arguments import as_array, call_map, call_rule, require_inexact
 from ._geometry import Window, as_shape, make_window
 
 
@@ -59,12 +59,12 @@ def upsample(delta: jax.Array, window_shape: Sequence[int], *, winners: jax.Arra
     if winners is None:
         require_inexact(op, "delta", delta)
         evenly = partial(formulations.upsample_evenly, w=w)
-        return call_rule(evenly, delta / w.taps, output_shape=shape, like=like)
+        return call_map(evenly, delta / w.taps, output_shape=shape, like=like)
     winners = as_array(op, "winners", winners)
     require_winners(op, winners)
     if winners.shape != delta.shape:
         raise ValueError(f"{op}: winners has shape {winners.shape}, but delta has shape {delta.shape}; they must agree")
-    return call_rule(partial(formulations.upsample_winners, w=w), delta, winners, output_shape=shape, like=like)
+    return call_map(partial(formulations.upsample_winners, w=w), delta, winners, output_shape=shape, like=like)
 
 
 def pool_window(

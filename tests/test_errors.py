@@ -483,7 +483,9 @@ def test_error(name):
 def test_mixed_dtypes_are_cast_to_what_holds_both(call, names, first, second, common):
     """The advice loses nothing: float weights never become integers."""
     advice = " and ".join(f"{name}.astype('{common}')" for name in names)
-    with pytest.raises(TypeError, match=re.escape(f"{names[0]} has dtype {first}, but {names[1]} has dtype {second}")) as e:
+    with pytest.raises(
+        TypeError, match=re.escape(f"{names[0]} has dtype {first}, but {names[1]} has dtype {second}")
+    ) as e:
         call(jnp.ones((1, 2, 2, 2), first), jnp.ones((2, 2, 2, 2), second))
     assert str(e.value).endswith(f"both must have the same, for example {advice}")
 
