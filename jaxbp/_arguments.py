@@ -3,13 +3,14 @@
 import functools
 import math
 from collections.abc import Callable, Sequence
+from functools import partial, reduce
 from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import AxisType, PartitionSpec, auto_axes
+from jax.sharding import AxisType, NamedSharding, PartitionSpec, auto_axes, reshard
 
 F = TypeVar("F", bound=Callable[..., Any])
 DTYPES_OF_64_BITS = frozenset(map(np.dtype, ("float64", "int64", "uint64", "complex128")))
@@ -42,7 +43,8 @@ def as_array(op: str, argument: str, value: Any) -> jax.Array:
             f"{op}: {argument} must be an array, but got {type(value).__name__} {value!r}; wrap it in jax.numpy.asarray"
         )
     try:
-        array = jnp.asarray(value)
+        # asarray would put an array that lies on no mesh on that of jax.set_mesh, and its transpose fails below a vmap.
+        array = value if isinstance(value, jax.Array) else jnp.asarray(value)
     except (TypeError, ValueError, RuntimeError):
         array = None
     if array is None or jnp.issubdtype(array.dtype, jax.dtypes.extended):
@@ -58,9 +60,10 @@ def require_same_dtype(op: str, **arrays: jax.Array) -> None:
     (first, reference), *others = arrays.items()
     for name, array in others:
         if array.dtype != reference.dtype:
+            common = str(_common_dtype(reference.dtype, array.dtype))
             raise TypeError(
                 f"{op}: {first} has dtype {reference.dtype}, but {name} has dtype {array.dtype}; "
-                f"both must have the same, for example {name}.astype({first}.dtype)"
+                f"both must have the same, for example {first}.astype({common!r}) and {name}.astype({common!r})"
             )
 
 
@@ -82,8 +85,8 @@ def refuse_complex(op: str, argument: str, array: jax.Array) -> None:
 def call_rule(
     rule: Callable[..., Any],
     *arrays: jax.Array | None,
-    output_shape: Sequence[int],
-    like: Sequence[tuple[jax.Array, int]],
+    output_shape: Sequence[Any],
+    like: Sequence[tuple[jax.Array, int] | None],
     out_sharding: Any = None,
 ) -> Any:
     """Call a custom_vjp rule so that it is right on every mesh.
@@ -93,20 +96,34 @@ def call_rule(
     of that cast is the sum. Where shardings are part of the types (`AxisType.Explicit`) the compiler partitions the
     inside, and each axis of the output is sharded as the input's axis that `like` names for it, if it divides.
     """
-    arrays = _vary_alike(*arrays)
-    shardings = [jax.typeof(a).sharding for a in arrays if a is not None]
-    mesh = next((s.mesh for s in shardings if AxisType.Explicit in s.mesh.axis_types), None)
-    if mesh is None:
-        return rule(*arrays)
-    if out_sharding is None:
-        entries: list[Any] = []
-        for size, (array, axis) in zip(output_shape, like, strict=True):
-            entry = jax.typeof(array).sharding.spec[axis]
-            names = () if entry is None else entry if isinstance(entry, tuple) else (entry,)
-            fits = size % math.prod(mesh.shape[name] for name in names) == 0
-            entries.append(entry if fits and entry not in entries else None)
-        out_sharding = PartitionSpec(*entries)
-    return auto_axes(rule, out_sharding=out_sharding)(*arrays)
+    return _call_on_mesh(rule, _put_on, _vary_alike(*arrays), output_shape, like, out_sharding)
+
+
+def call_map(
+    function: Callable[..., Any],
+    *arrays: jax.Array,
+    output_shape: Sequence[Any],
+    like: Sequence[tuple[jax.Array, int] | None],
+) -> Any:
+    """Call a function that JAX itself differentiates, in both modes; sharded like a rule."""
+    return _call_on_mesh(function, _replicated, arrays, output_shape, like, None)
+
+
+def whole_along(array: jax.Array, axes: Sequence[int], channels: int) -> jax.Array:
+    """The array, gathered along these axes where XLA would sum wrongly over them.
+
+    XLA (jaxlib 0.10.2 to 0.12.0.1) partitions a convolution along a spatial axis that is sharded over some axes of a
+    mesh while others hold copies, and adds the copies up, too; without shardings in the types nobody can tell.
+    """
+    sharding = jax.typeof(array).sharding
+    mesh, spec = sharding.mesh, sharding.spec
+    if AxisType.Explicit not in mesh.axis_types or all(spec[axis] is None for axis in axes):
+        return array
+    used = {name for axis, entry in enumerate(spec) if axis != channels for name in _names(entry)}
+    if all(name in used or mesh.shape[name] == 1 for name in mesh.axis_names):
+        return array
+    kept = PartitionSpec(*(None if axis in axes else entry for axis, entry in enumerate(spec)))
+    return reshard(array, NamedSharding(mesh, kept))
 
 
 def sum_dtype(dtype: Any) -> Any:
@@ -126,6 +143,17 @@ def _has_64_bits(value: Any) -> bool:
     return isinstance(value, jax.Array) and value.dtype in DTYPES_OF_64_BITS
 
 
+def _common_dtype(a: Any, b: Any) -> Any:
+    """The dtype that JAX promotes both to; where it has none (numbers of 8 bits or less), one that holds both."""
+    try:
+        with jax.numpy_dtype_promotion("standard"):
+            return jnp.promote_types(a, b)
+    except jax.dtypes.TypePromotionError:
+        inexact = [dtype for dtype in (a, b) if jnp.issubdtype(dtype, jnp.inexact)]
+        smallest = jnp.dtype(jnp.float32 if inexact else jnp.int32)
+        return reduce(wider, inexact or [a, b], smallest)
+
+
 def _vary_alike(*arrays: jax.Array | None) -> tuple[Any, ...]:
     """Cast all arrays to the union of the mesh axes over which any of them varies inside `shard_map`."""
     varying = [frozenset() if a is None else jax.typeof(a).manual_axis_type.varying for a in arrays]
@@ -134,3 +162,74 @@ def _vary_alike(*arrays: jax.Array | None) -> tuple[Any, ...]:
         a if a is None or axes == union else lax.pcast(a, tuple(sorted(union - axes)), to="varying")
         for a, axes in zip(arrays, varying, strict=True)
     )
+
+
+def _call_on_mesh(
+    function: Callable[..., Any], put: Any, arrays: Sequence[jax.Array | None],
+    output_shape: Sequence[Any], like: Sequence[tuple[jax.Array, int] | None], out_sharding: Any,
+) -> Any:  # fmt: skip
+    """Leave the inside to the compiler on a mesh with Explicit axes, with all arrays put on it; else just call."""
+    known = [a for a in arrays if a is not None and AxisType.Explicit in jax.typeof(a).sharding.mesh.axis_types]
+    if not known:
+        return function(*arrays)
+    mesh = jax.typeof(known[0]).sharding.mesh
+    if not isinstance(out_sharding, NamedSharding):
+        # A bare PartitionSpec means the mesh of jax.set_mesh, which most programs never enter.
+        spec = _spec_like(mesh, output_shape, like) if out_sharding is None else out_sharding
+        out_sharding = NamedSharding(mesh, spec)
+    beside = lax.stop_gradient(known[0])
+    on_mesh = [None if a is None else put(mesh, beside, a) for a in arrays]
+    explicit = tuple(n for n, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Explicit)
+    return auto_axes(function, axes=explicit, out_sharding=out_sharding)(*on_mesh)
+
+
+def _spec_like(mesh: Any, shape: Sequence[int], like: Sequence[tuple[jax.Array, int] | None]) -> PartitionSpec:
+    """Each axis sharded as the axis named for it, if its size divides and no other axis has taken the mesh axes."""
+    entries: list[Any] = []
+    taken: set[str] = set()
+    for size, pair in zip(shape, like, strict=True):
+        entry = None if pair is None else jax.typeof(pair[0]).sharding.spec[pair[1]]
+        names = _names(entry)
+        fits = size % math.prod(mesh.shape[name] for name in names) == 0 and taken.isdisjoint(names)
+        entries.append(entry if fits else None)
+        taken.update(names if fits else ())
+    return PartitionSpec(*entries)
+
+
+def _names(entry: Any) -> tuple[str, ...]:
+    """The mesh axes of one entry of a PartitionSpec."""
+    return () if entry is None else entry if isinstance(entry, tuple) else (entry,)
+
+
+def _replicated(mesh: Any, beside: jax.Array, array: jax.Array) -> jax.Array:
+    """An array of this mesh as it is; one that lies on no mesh replicated on this one, which `beside` lies on."""
+    return _replicate(mesh, beside, array) if jax.typeof(array).sharding.mesh.empty else array
+
+
+@partial(jax.jit, static_argnums=0, keep_unused=True, inline=True)
+def _replicate(mesh: Any, beside: jax.Array, array: jax.Array) -> jax.Array:
+    """A program of its own: outside `jax.set_mesh` only its other argument knows the mesh's devices."""
+    return reshard(array, NamedSharding(mesh, PartitionSpec()))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _put_on(mesh: Any, beside: jax.Array, array: jax.Array) -> jax.Array:
+    """`_replicated`, whose delta stays on the mesh, as lax leaves it.
+
+    JAX would take delta back to where the array was: on no mesh, where it cannot be sharded (below a vmap it is), or
+    where an eager program says wrongly that it was.
+    """
+    return _replicated(mesh, beside, array)
+
+
+def _put_on_fwd(mesh: Any, beside: jax.Array, array: jax.Array) -> tuple[jax.Array, None]:
+    """Keep nothing."""
+    return _replicated(mesh, beside, array), None
+
+
+def _put_on_bwd(mesh: Any, _: None, delta: jax.Array) -> tuple[None, jax.Array]:
+    """Leave delta as it is."""
+    return None, delta
+
+
+_put_on.defvjp(_put_on_fwd, _put_on_bwd)

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import _formulations as formulations
-from ._arguments import as_array, keeping_64_bits, refuse_complex, require_inexact, sum_dtype
+from ._arguments import as_array, call_map, keeping_64_bits, refuse_complex, require_inexact, sum_dtype
 from ._geometry import Pairs, Window, make_window
 from ._max_pool import max_pool
 from ._pool import call_pool, pool_window, require_pooled_shape
@@ -140,7 +140,8 @@ def avg_pool_grad(
     arguments = (input_shape, window_shape, strides, padding, window_dilation, ceil_mode)
     g = _average_geometry(op, *arguments, count_include_pad, divisor_override, name="input_shape")
     require_pooled_shape(op, "delta", delta, input_shape, g.window)
-    return _average_bwd(g, None, delta)[0]
+    like = [(delta, axis) for axis in range(delta.ndim)]
+    return call_map(lambda delta: _average_bwd(g, None, delta)[0], delta, output_shape=tuple(input_shape), like=like)
 
 
 # ------------------------------------------------------------------------------------------- the public ops

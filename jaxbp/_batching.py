@@ -19,7 +19,6 @@ import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 from jax.extend.core import Primitive, take_current_trace
 from jax.interpreters import ad, batching, mlir
-from jax.sharding import AxisType
 
 from ._arguments import keeping_64_bits
 
@@ -129,8 +128,6 @@ def one_by_one(sum_of: Callable[..., jax.Array], x: jax.Array, delta: jax.Array)
 
 
 def is_mapped_here(x: jax.Array) -> bool:
-    """Whether the innermost transformation is a vmap, over x, without shardings in the types."""
-    if AxisType.Explicit in jax.typeof(x).sharding.mesh.axis_types:
-        return False
+    """Whether the innermost transformation is a vmap, over x."""
     with take_current_trace() as trace:
         return type(trace).__name__ == "BatchTrace" and getattr(x, "_trace", None) is trace

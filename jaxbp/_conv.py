@@ -35,7 +35,6 @@ they do not appear on the left. Groups are convolutions side by side.
 import math
 import operator
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import jax
@@ -45,7 +44,16 @@ from jax import lax
 
 from . import _formulations as formulations
 from . import _sums as sums
-from ._arguments import Asked, as_array, call_rule, keeping_64_bits, require_same_dtype, sum_dtype
+from ._arguments import (
+    Asked,
+    as_array,
+    call_map,
+    call_rule,
+    keeping_64_bits,
+    require_same_dtype,
+    sum_dtype,
+    whole_along,
+)
 from ._batching import op_primitive
 from ._geometry import CONV_WORDS, MOST_CELLS, ConvGeometry, Window, as_shape, conv_window, dilated_size, per_axis
 
@@ -131,7 +139,13 @@ def conv_input_grad(
     )  # fmt: skip
     _require_shape(op, "delta", delta, _output_shape(shape, kernel.shape, w))
     g = conv_geometry(w, feature_group_count, precision)
-    return sums.input_grad(_one_batch_axis(delta, w.rank), kernel, g).reshape(shape)
+
+    def input_grad(delta: jax.Array, kernel: jax.Array) -> jax.Array:
+        return sums.input_grad(_one_batch_axis(delta, w.rank), kernel, g).reshape(shape)
+
+    delta = _whole(delta, w)
+    like = [*((delta, axis) for axis in range(delta.ndim - 1)), (kernel, -2)]
+    return call_map(input_grad, delta, kernel, output_shape=shape, like=like)
 
 
 @keeping_64_bits
@@ -183,7 +197,13 @@ def conv_kernel_grad(
     )  # fmt: skip
     _require_shape(op, "delta", delta, _output_shape(x.shape, shape, w))
     g = conv_geometry(w, feature_group_count, precision)
-    return sums.kernel_grad(_one_batch_axis(x, w.rank), _one_batch_axis(delta, w.rank), g)
+
+    def kernel_grad(x: jax.Array, delta: jax.Array) -> jax.Array:
+        return sums.kernel_grad(_one_batch_axis(x, w.rank), _one_batch_axis(delta, w.rank), g)
+
+    x, delta = _whole(x, w), _whole(delta, w)
+    like = [*(None,) * w.rank, (x, -1), (delta, -1)]
+    return call_map(kernel_grad, x, delta, output_shape=shape, like=like)
 
 
 @keeping_64_bits
@@ -280,7 +300,12 @@ def dilate(x: jax.Array, dilation: int | Sequence[int]) -> jax.Array:
             f"{MOST_CELLS}"
         )
     steps = (1,) * (x.ndim - rank - trailing) + steps + (1,) * trailing
-    return lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, step - 1) for step in steps])
+
+    def pad(x: jax.Array) -> jax.Array:
+        return lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, step - 1) for step in steps])
+
+    shape = [dilated_size(n, d) for n, d in zip(x.shape, steps, strict=True)]
+    return call_map(pad, x, output_shape=shape, like=[(x, axis) for axis in range(x.ndim)])
 
 
 # ------------------------------------------------------------------------------------------- the public ops
@@ -343,14 +368,16 @@ def conv(
         require_same_dtype("conv", x=x, bias=bias)
         _require_shape("conv", "bias", bias, kernel.shape[-1:])
     g = conv_geometry(w, feature_group_count, precision, preferred_element_type)
-    one = _one_batch_axis(x, w.rank)
-    arrays = (one, kernel) if bias is None else (one, kernel, bias.astype(g.preferred_element_type or x.dtype))
-    z = call_rule(
-        partial(conv_p.bind, static=g, batch=(0, 0), levels=()), *arrays,
-        output_shape=_output_shape(one.shape, kernel.shape, w),
-        like=[*((one, axis) for axis in range(one.ndim - 1)), (kernel, -1)],
-    )  # fmt: skip
-    return z if one is x else z.reshape(_output_shape(x.shape, kernel.shape, w))
+    shape = _output_shape(x.shape, kernel.shape, w)
+
+    def call(x: jax.Array, *parameters: jax.Array) -> jax.Array:
+        z = conv_p.bind(_one_batch_axis(x, w.rank), *parameters, static=g, batch=(0, 0), levels=())
+        return z if z.shape == shape else z.reshape(shape)
+
+    x = _whole(x, w)
+    arrays = (x, kernel) if bias is None else (x, kernel, bias.astype(g.preferred_element_type or x.dtype))
+    like = [*((x, axis) for axis in range(x.ndim - 1)), (kernel, -1)]
+    return call_rule(call, *arrays, output_shape=shape, like=like)
 
 
 # ------------------------------------------------------------------------------- shapes, shared with _conv_lax
@@ -362,6 +389,11 @@ def conv_geometry(w: Window, groups: int, precision: Any, preferred_element_type
     dtype = None if preferred_element_type is None else np.dtype(preferred_element_type).type
     precision = tuple(precision) if isinstance(precision, list) else precision
     return ConvGeometry(w, operator.index(groups), precision, dtype)
+
+
+def _whole(x: jax.Array, w: Window) -> jax.Array:
+    """x gathered along its spatial axes where a convolution needs it."""
+    return whole_along(x, range(x.ndim - w.rank - 1, x.ndim - 1), x.ndim - 1)
 
 
 def _one_batch_axis(x: jax.Array, rank: int) -> jax.Array:

@@ -18,7 +18,7 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from . import _sums as sums
-from ._arguments import Asked, as_array, call_rule, keeping_64_bits, require_same_dtype
+from ._arguments import Asked, as_array, call_rule, keeping_64_bits, require_same_dtype, whole_along
 from ._batching import op_primitive
 from ._conv import conv_backward, conv_geometry
 from ._geometry import (
@@ -159,6 +159,7 @@ def _general(
     dn = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
     batch, features = lhs.shape[dn.lhs_spec[0]], rhs.shape[dn.rhs_spec[0]]
     batch_groups = _checked_batch_groups(op, batch, features, feature_group_count, batch_group_count)
+    lhs = whole_along(lhs, dn.lhs_spec[2:], dn.lhs_spec[1])
     layout = Layout(dn, batch_groups)
     x, kernel = jax.eval_shape(layout.input, lhs), jax.eval_shape(layout.kernel, rhs)
     groups = feature_group_count if batch_groups == 1 else batch_groups

@@ -8,7 +8,6 @@ Each weight `W[i, o]` carried `a[i]` to `z[o]`, and the chain rule needs nothing
 """
 
 import math
-from functools import partial
 from typing import Any
 
 import jax
@@ -93,12 +92,15 @@ def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None, *, pre
                 f"dense: bias has shape {bias.shape}, but kernel of shape {kernel.shape} calls for {kernel.shape[1:]}"
             )
     batch = x.shape[:-1]
-    rows = x if len(batch) == 1 else x.reshape(math.prod(batch), x.shape[-1])
-    arrays = (rows, kernel) if bias is None else (rows, kernel, bias)
     precision = tuple(precision) if isinstance(precision, list) else precision
-    z = call_rule(
-        partial(dense_p.bind, static=precision, batch=(0, 0), levels=()), *arrays,
-        output_shape=(rows.shape[0], kernel.shape[1]),
-        like=[(rows, 0), (kernel, 1)],
-    )  # fmt: skip
-    return z if len(batch) == 1 else z.reshape(*batch, kernel.shape[1])
+    batch = x.shape[:-1]
+    shape = (*batch, kernel.shape[1])
+
+    def call(x: jax.Array, *parameters: jax.Array) -> jax.Array:
+        rows = x if len(batch) == 1 else x.reshape(math.prod(batch), x.shape[-1])
+        z = dense_p.bind(rows, *parameters, static=precision, batch=(0, 0), levels=())
+        return z if len(batch) == 1 else z.reshape(shape)
+
+    arrays = (x, kernel) if bias is None else (x, kernel, bias)
+    like = [*((x, axis) for axis in range(len(batch))), (kernel, 1)]
+    return call_rule(call, *arrays, output_shape=shape, like=like)

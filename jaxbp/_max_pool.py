@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from . import _formulations as formulations
-from ._arguments import as_array, call_rule, keeping_64_bits, refuse_complex
+from ._arguments import as_array, call_map, call_rule, keeping_64_bits, refuse_complex
 from ._geometry import Window, canonical_padding, dilated_size, per_axis
 from ._pool import call_pool, pool_window, require_pooled_shape, require_winners, window_sizes
 
@@ -119,7 +119,9 @@ def max_pool_grad(
     for name, array in (("delta", delta), ("winners", winners)):
         require_pooled_shape(op, name, array, input_shape, w)
     require_winners(op, winners)
-    return formulations.upsample_winners(delta, winners, w)
+    upsample = partial(formulations.upsample_winners, w=w)
+    like = [(delta, axis) for axis in range(delta.ndim)]
+    return call_map(upsample, delta, winners, output_shape=tuple(input_shape), like=like)
 
 
 # ------------------------------------------------------------------------------------------- the public ops

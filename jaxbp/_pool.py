@@ -6,13 +6,14 @@ window's cells: to the one that won (`_max_pool.py`), or to all alike (`_avg_poo
 
 import operator
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from . import _formulations as formulations
-from ._arguments import as_array, call_rule, keeping_64_bits, require_inexact
+from ._arguments import as_array, call_map, call_rule, keeping_64_bits, require_inexact
 from ._geometry import Window, as_shape, make_window
 
 
@@ -55,14 +56,16 @@ def upsample(delta: jax.Array, window_shape: Sequence[int], *, winners: jax.Arra
     first = delta.ndim - rank - 1
     spatial = [n * k for n, k in zip(delta.shape[first:-1], sizes, strict=True)]
     w = make_window(op, spatial, sizes, sizes, "VALID")
+    shape, like = (*delta.shape[:first], *spatial, delta.shape[-1]), [(delta, axis) for axis in range(delta.ndim)]
     if winners is None:
         require_inexact(op, "delta", delta)
-        return formulations.upsample_evenly(delta / w.taps, w)
+        evenly = partial(formulations.upsample_evenly, w=w)
+        return call_map(evenly, delta / w.taps, output_shape=shape, like=like)
     winners = as_array(op, "winners", winners)
     require_winners(op, winners)
     if winners.shape != delta.shape:
         raise ValueError(f"{op}: winners has shape {winners.shape}, but delta has shape {delta.shape}; they must agree")
-    return formulations.upsample_winners(delta, winners, w)
+    return call_map(partial(formulations.upsample_winners, w=w), delta, winners, output_shape=shape, like=like)
 
 
 def pool_window(

@@ -469,6 +469,39 @@ def test_error(name):
         call()
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "common"),
+    [
+        ("int32", "float32", "float32"),
+        ("float32", "int32", "float32"),
+        ("bool", "bfloat16", "bfloat16"),
+        ("int8", "float16", "float16"),
+        ("bfloat16", "float16", "float32"),
+        ("float16", "float32", "float32"),
+        ("complex64", "float32", "complex64"),
+        ("uint8", "int32", "int32"),
+        # JAX promotes none of these.
+        ("float8_e4m3fn", "float8_e5m2", "float32"),
+        ("float8_e4m3fn", "complex64", "complex64"),
+        ("int4", "float16", "float32"),
+        ("int4", "int8", "int32"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("call", "names"),
+    [(jaxbp.conv, ("x", "kernel")), (lambda x, k: jaxbp.conv_general_dilated(x, k, (1, 1), "SAME"), ("lhs", "rhs"))],
+    ids=["conv", "conv_general_dilated"],
+)
+def test_mixed_dtypes_are_cast_to_what_holds_both(call, names, first, second, common):
+    """The advice loses nothing: float weights never become integers."""
+    advice = " and ".join(f"{name}.astype('{common}')" for name in names)
+    with pytest.raises(
+        TypeError, match=re.escape(f"{names[0]} has dtype {first}, but {names[1]} has dtype {second}")
+    ) as e:
+        call(jnp.ones((1, 2, 2, 2), first), jnp.ones((2, 2, 2, 2), second))
+    assert str(e.value).endswith(f"both must have the same, for example {advice}")
+
+
 @pytest.mark.parametrize("name", ["conv: channels differ", "max_pool: window larger than the input"])
 def test_errors_come_before_anything_runs(name):
     """Also while a program is traced."""

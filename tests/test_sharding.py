@@ -193,6 +193,11 @@ def test_out_sharding():
             )
             assert z.sharding.spec == spec
             np.testing.assert_array_equal(z, expected)
+    # The mesh is the arrays' own outside the block.
+    for spec in (P(), P("d", None, None, None)):
+        z = jaxbp.conv_general_dilated(sharded, kernel, (1, 1), "SAME", out_sharding=spec)
+        assert z.sharding.is_equivalent_to(NamedSharding(mesh, spec), z.ndim)
+        np.testing.assert_array_equal(z, expected)
 
 
 @pytest.mark.parametrize("grad", ["conv_input_grad", "conv_kernel_grad", "max_pool_grad", "avg_pool_grad"])
