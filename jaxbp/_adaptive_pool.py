@@ -17,6 +17,7 @@ import numpy as np
 from jax import lax
 
 from ._arguments import as_array, call_rule, keeping_64_bits, refuse_complex, require_inexact, sum_dtype
+from ._geometry import is_static
 
 # More places in a window than this are looped over.
 TAPS_AT_ONCE = 16
@@ -255,6 +256,11 @@ def _divisions(op: str, shape: tuple[int, ...], output_shape: Any) -> list[Divis
         )
     first = len(shape) - len(sizes) - 1
     for size in shape[first:-1]:
+        if not is_static([size]):
+            raise ValueError(
+                f"{op}: inputs has shape {shape}, but windows divide a known number of cells, and {size} is symbolic; "
+                "export with known spatial sizes (the batch may be symbolic), or reduce the axis with jax.numpy"
+            )
         if size == 0:
             raise ValueError(f"{op}: inputs has shape {shape}, but there is nothing to pool along an axis of size 0")
     return [Division(first + i, shape[first + i], m) for i, m in enumerate(sizes)]

@@ -30,6 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from ._arguments import keeping_64_bits
 from ._compare_cost import Cost, measure
 from ._compare_report import Comparison
 from ._compare_rows import failed, gradient_rows, transform_rows
@@ -38,6 +39,7 @@ from ._compare_witnesses import Call, ask, is_inexact, outputs, run, words
 TRANSFORMS = ("jit", "vmap", "second")
 
 
+@keeping_64_bits
 def compare(
     manual: Callable[..., Any],
     *args: Any,

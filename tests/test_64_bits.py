@@ -213,3 +213,9 @@ def test_labels_of_64_bits():
 def test_numpy_arrays_are_cut_as_everywhere():
     """JAX itself cuts NumPy's numbers to 32 bits where 64 are not enabled."""
     assert jaxbp.conv(np.ones((1, 4, 4, 2)), np.ones((3, 3, 2, 2))).dtype == jnp.float32
+
+
+def test_comparison():
+    x, kernel = of_64_bits(Op(jaxbp.conv, (X, K)))
+    report = jaxbp.compare(jaxbp.conv, x, kernel, automatic=jaxbp.automatic.conv, time=False)
+    assert report.ok and "float64" in str(report)

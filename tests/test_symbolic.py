@@ -298,3 +298,10 @@ def test_gradient_maps(strides):
         x = integers(2, (2, size, 2))
         for a, b in zip(program.call(x, kernel), maps(x, kernel), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+@pytest.mark.parametrize("op", ["adaptive_avg_pool", "adaptive_max_pool"])
+def test_adaptive_pools_need_known_sizes(op):
+    symbolic = export.symbolic_shape("b, t, 2")
+    with pytest.raises(ValueError, match=rf"{op}: inputs has shape \(b, t, 2\).* t is symbolic.*known spatial sizes"):
+        exported(lambda x: getattr(jaxbp, op)(x, (2,)), symbolic)
