@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial, reduce
 from typing import Any, TypeVar, cast
 
@@ -28,7 +28,9 @@ def keeping_64_bits(function: F) -> F:
 
     @functools.wraps(function)
     def inner(*args: Any, **keywords: Any) -> Any:
-        if any(map(_has_64_bits, jax.tree.leaves((args, keywords)))):
+        # An iterator could be read only once.
+        given = [value for value in (*args, *keywords.values()) if not isinstance(value, Iterator)]
+        if any(map(_has_64_bits, jax.tree.leaves(given))):
             with jax.enable_x64(True):
                 return function(*args, **keywords)
         return function(*args, **keywords)
