@@ -297,7 +297,7 @@ def test_the_plan_speaks_of_the_geometry_that_the_op_uses(case, monkeypatch):
     forward = _conv.formulations.conv_forward
     monkeypatch.setattr(_conv.formulations, "conv_forward", lambda x, k, g: (used.append(g), forward(x, k, g))[1])
     arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in case.shapes]
-    jax.eval_shape(_programs.function_of(case, jaxbp), *arrays)
+    jax.jit(_programs.function_of(case, jaxbp)).lower(*arrays)
     assert used == [_plan.geometry(case)]
 
 

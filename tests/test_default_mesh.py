@@ -54,9 +54,9 @@ OPS = {
     ),
     "conv_bias_grad": Layer(lambda d: jaxbp.conv_bias_grad(d), (8, 4, 4, 4)),
     "max_pool_grad": Layer(
-        lambda d: jaxbp.max_pool_grad(d, winners(d), (8, 8, 8, 4), (2, 2), (2, 2)), (8, 4, 4, 4)
+        lambda d: jaxbp.max_pool_grad(d, winners(d), (len(d), 8, 8, 4), (2, 2), (2, 2)), (8, 4, 4, 4)
     ),
-    "avg_pool_grad": Layer(lambda d: jaxbp.avg_pool_grad(d, (8, 8, 8, 4), (2, 2), (2, 2)), (8, 4, 4, 4)),
+    "avg_pool_grad": Layer(lambda d: jaxbp.avg_pool_grad(d, (len(d), 8, 8, 4), (2, 2), (2, 2)), (8, 4, 4, 4)),
     "upsample": Layer(lambda d: jaxbp.upsample(d, (2, 2)), (8, 4, 4, 4)),
     "upsample, winners": Layer(lambda d: jaxbp.upsample(d, (2, 2), winners=winners(d)), (8, 4, 4, 4)),
     "rot180": Layer(lambda x: jaxbp.rot180(x), (8, 4, 4, 4)),
@@ -64,7 +64,10 @@ OPS = {
 }  # fmt: skip
 # Ops that read labels or images of the whole batch beside x; and the maps that JAX itself differentiates into grouped
 # convolutions below a vmap, which XLA partitions wrongly (for plain lax on Auto axes, too).
-NOT_MAPPED = ("softmax_cross_entropy", "softmax_cross_entropy, distributions", "conv_kernel_grad", "conv_input_grad")
+NOT_MAPPED = (
+    "softmax_cross_entropy", "softmax_cross_entropy, distributions", "conv_kernel_grad", "conv_input_grad",
+    "conv_general_dilated, groups of the batch", "max_pool, no batch axis",
+)  # fmt: skip
 MESHES = {
     "one axis": (((4,), ("d",)), ["batch", "spatial", "channels"]),
     "two axes": (((2, 2), ("d", "m")), ["batch", "spatial", "channels", "batch, outputs", "batch, spatial", "both"]),
