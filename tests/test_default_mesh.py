@@ -185,15 +185,15 @@ def test_every_op_outside_set_mesh(name):
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize(
-    ("name", "shape", "way"),
+    ("name", "shape", "way", "where"),
     [
-        (name, shape, way)
+        (name, shape, way, where)
         for name, (shape, ways) in itertools.product(OPS, MESHES.values())
         for way in ways
+        for where in (WHERE if len(shape[0]) == 1 else ["no block"])
         if (shape, way) != (MESHES["one axis"][0], "batch") and (OPS[name].spatial is not None or "spatial" not in way)
     ],
 )
-@pytest.mark.parametrize("where", WHERE)
 def test_every_way_to_shard(name, shape, way, where):
     check(value_and_gradients, name, mesh_of(*shape), way, where)
 
