@@ -332,6 +332,13 @@ ERRORS = {
         lambda: jaxbp.upsample(INT, (2, 2)), TypeError, ["upsample: delta", "int32", "floating"],
     ),
     # --------------------------------------------------------------------------------------- adaptive pools
+    "adaptive_avg_pool: a symbolic size": (
+        lambda: jax.eval_shape(
+            lambda x: jaxbp.adaptive_avg_pool(x, (2,)),
+            jax.ShapeDtypeStruct(jax.export.symbolic_shape("b, t, 2"), jnp.float32),
+        ),
+        ValueError, ["adaptive_avg_pool: inputs has shape (b, t, 2)", "t is symbolic", "known spatial sizes"],
+    ),
     "adaptive_avg_pool: integers": (
         lambda: jaxbp.adaptive_avg_pool(INT, (2, 2)), TypeError, ["adaptive_avg_pool: inputs", "int32"],
     ),
