@@ -247,7 +247,7 @@ def _conv_in_layout_bwd(static: tuple[ConvGeometry, Layout], asked: Asked, kept:
     return None if dx is None else layout.lhs(dx), None if dkernel is None else layout.rhs(dkernel)
 
 
-conv_in_layout_p = op_primitive("conv_general_dilated", _conv_in_layout, _conv_in_layout_fwd, _conv_in_layout_bwd)
+conv_in_layout_p = op_primitive("conv_in_layout", _conv_in_layout, _conv_in_layout_fwd, _conv_in_layout_bwd)
 
 
 def _channels_last(a: jax.Array, spec: tuple[int, ...]) -> jax.Array:

@@ -1,5 +1,6 @@
 """The named cases that every test file iterates over, and the data and tolerances to run them with."""
 
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -336,3 +337,10 @@ def pull_back(function: Callable[..., jax.Array], *primals: jax.Array) -> tuple[
 def delta_of(value: jax.Array) -> jax.Array:
     """Small integers in the shape and dtype of an output."""
     return integers(99, value.shape, value.dtype)
+
+
+def runs_jaxbp(function: Callable[..., Any], *args: Any) -> bool:
+    """Whether an op of jaxbp is among a function's equations: a primitive of the package, or a pool's custom_vjp."""
+    # A new function, so that no trace from another context is reused.
+    text = str(jax.make_jaxpr(lambda *args: function(*args))(*args))
+    return re.search(r"custom_vjp_call|= (conv|conv_in_layout|dense)\[", text) is not None

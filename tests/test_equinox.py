@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cases import runs_jaxbp
 from jaxbp import equinox as eqx
 
 
@@ -38,10 +39,6 @@ def value_and_gradients(layer, x):
         return value, jax.tree.leaves(pullback(integers(99, value.shape)))
 
     return run(arrays, x)
-
-
-def runs_jaxbp(layer, x):
-    return "custom_vjp_call" in str(jax.make_jaxpr(lambda x: layer(x))(x))
 
 
 LAYERS = {

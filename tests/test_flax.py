@@ -14,6 +14,7 @@ from flax import linen as flax_linen
 from flax import nnx as flax_nnx
 
 import jaxbp
+from cases import runs_jaxbp
 from jaxbp.flax import linen, nnx
 
 
@@ -44,10 +45,6 @@ def value_and_gradients(function, *args):
         return value, pullback(integers(99, value.shape, value.dtype))
 
     return run(*args)
-
-
-def runs_jaxbp(function, *args):
-    return "custom_vjp_call" in str(jax.make_jaxpr(function)(*args))
 
 
 def assert_equal(ours, theirs):
