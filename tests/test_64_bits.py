@@ -123,6 +123,7 @@ def test_eager(name):
     assert_like_twin(value_and_gradients(op, jaxbp, *arrays), op, value_and_gradients, arrays)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", [*OPS, "tiles", "three axes"])
 def test_mapped(name):
     op = CASES[name]
@@ -148,6 +149,7 @@ def wrapped(op: Op, ops, *arrays):
     return [gradients(each, *some) for each in calls], jax.jvp(functools.partial(gradients, call), some, some)[1]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", OPS)
 def test_passes_that_run_later(name):
     op = CASES[name]

@@ -87,6 +87,7 @@ def test_gradients(compiled, name):
     compiles_once(compiled, gradients, op, op.arrays())
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("how", [mapped, second_order])
 @pytest.mark.parametrize("name", OPS | LARGE)
 def test_under_transformations(compiled, name, how):

@@ -65,8 +65,8 @@ def used_twice(op, ops, wrap, first, second):
 @pytest.mark.parametrize(
     ("name", "wrapper"),
     [
-        # 49 pairs in loops are slow to compile.
-        pytest.param(name, wrapper, marks=[pytest.mark.exhaustive] * (len(OPS[name].shapes) == 3 and "scan" in wrapper))
+        # 49 pairs are slow to compile.
+        pytest.param(name, wrapper, marks=[pytest.mark.exhaustive] * (len(OPS[name].shapes) == 3 and wrapper != "jit"))
         for name in USED_TWICE
         for wrapper in WRAPPERS
     ],
