@@ -5,8 +5,9 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from .._formulations import _choice, _gpu_choice, _kernel_grad_choice, _upsample, _windows
+from .._algorithms import _upsample, _windows
 from .._geometry import ConvGeometry, Window, conv_window, dilated_size, make_window, transposed_padding
+from .._plan import _cpu, _cpu_kernel_grad, _gpu
 from ._suite import Case
 
 
@@ -28,12 +29,12 @@ def plan(case: Case, dtype: str) -> list[Step]:
     sizes = case.shapes[0][0], case.shapes[0][-1], case.shapes[1][-1]
     itemsize = jnp.dtype(dtype).itemsize
     return [
-        Step("forward", "CPU", *_choice.forward_form(g, *sizes)),
-        Step("forward", "GPU", *_gpu_choice.forward_form(g, *sizes)),
-        Step("input gradient", "CPU", *_choice.input_grad_form(g, *sizes)),
-        Step("input gradient", "GPU", *_gpu_choice.input_grad_form(g, *sizes)),
-        Step("kernel gradient", "CPU", *_kernel_grad_choice.kernel_grad_form(g, *sizes)),
-        Step("kernel gradient", "GPU", *_gpu_choice.kernel_grad_form(g, *sizes, itemsize)),
+        Step("forward", "CPU", *_cpu.forward_form(g, *sizes)),
+        Step("forward", "GPU", *_gpu.forward_form(g, *sizes)),
+        Step("input gradient", "CPU", *_cpu.input_grad_form(g, *sizes)),
+        Step("input gradient", "GPU", *_gpu.input_grad_form(g, *sizes)),
+        Step("kernel gradient", "CPU", *_cpu_kernel_grad.kernel_grad_form(g, *sizes)),
+        Step("kernel gradient", "GPU", *_gpu.kernel_grad_form(g, *sizes, itemsize)),
     ]
 
 

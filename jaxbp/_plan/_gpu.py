@@ -1,4 +1,4 @@
-"""Which form evaluates a map on an NVIDIA GPU, and why. One function per map, as `_choice` has them for a CPU.
+"""Which form evaluates a map on an NVIDIA GPU, and why. One function per map, as `_cpu` has them for a CPU.
 
 They were measured on two GPUs (BENCHMARKS.md). cuDNN's own sums are hard to beat where XLA finds the right one
 of them, where channels fill their tiles, and in at most two dimensions; all else is brought there.
@@ -6,11 +6,11 @@ of them, where channels fill their tiles, and in at most two dimensions; all els
 
 import math
 
+from .._algorithms import _width_tiling
+from .._algorithms._windows import Choice
 from .._geometry import ConvGeometry, Window, is_static, transposed
-from . import _neighbours
-from ._choice import steps_over_zeros
-from ._limits import MAX_TAPS, apart, as_blocks, kernel_grad_over_zeros
-from ._windows import Choice
+from ._cpu import steps_over_zeros
+from ._limits import MAX_TAPS, as_blocks, kernel_grad_over_zeros, non_overlapping
 
 # Where the measurements change sides.
 FEW_CHANNELS = 8
@@ -24,24 +24,24 @@ def forward_form(g: ConvGeometry, batch: int, channels: int, features: int, back
     """The form of a forward sum; `back`: of delta and the rotated kernel, as the input's gradient."""
     w, groups = g.window, g.feature_group_count
     if not is_static((batch, *w.input_shape, *w.output_shape)):
-        return "textbook", "sizes are symbolic"
+        return "direct", "sizes are symbolic"
     if groups == 1 and _suits_product(as_blocks(w), channels):
-        return "product", "windows do not overlap: one matrix product"
+        return "gemm", "windows do not overlap: one matrix product"
     if groups == 1 and _suits_product(as_blocks(transposed(w)), features):
-        return "transposed product", "windows do not overlap: one matrix product, put in place"
+        return "transposed gemm", "windows do not overlap: one matrix product, put in place"
     if any(d > 1 for d in w.input_dilation):
         if groups == 1 and not steps_over_zeros(w) and (not back or features <= FEW_CHANNELS or w.rank > 2):
-            return "sub-pixel", "zeros between the input's cells are left out: more outputs, put side by side"
-        return "textbook", "cuDNN's own gradient of a strided convolution's input"
+            return "subpixel", "zeros between the input's pixels are left out: more outputs, put side by side"
+        return "direct", "cuDNN's own gradient of a strided convolution's input"
     if groups > 1:
         if w.rank == 1 and channels == groups and w.taps <= MAX_TAPS:
-            return "multiply-add", "depthwise in one dimension: a short elementwise sum"
-        return "textbook", "cuDNN knows groups"
+            return "shift_add", "depthwise in one dimension: a short elementwise sum"
+        return "direct", "cuDNN knows groups"
     if w.rank > 2 and w.window_shape[0] <= MAX_TAPS and features > FEW_CHANNELS:
-        return "fold", "XLA has the channels last in two dimensions only: the first axis becomes channels and images"
+        return "fold_axis", "XLA keeps channels last in two dimensions only: the first axis becomes channels and images"
     if _suits_neighbours(g, channels, features):
-        return "neighbours", "few channels do not fill cuDNN's tiles: those of neighbouring cells together"
-    return "textbook", "what cuDNN does best"
+        return "width_tiling", "few channels do not fill cuDNN's tiles: those of neighbouring pixels together"
+    return "direct", "what cuDNN does best"
 
 
 def input_grad_form(g: ConvGeometry, batch: int, channels: int, features: int) -> Choice:
@@ -53,35 +53,35 @@ def kernel_grad_form(g: ConvGeometry, batch: int, channels: int, features: int, 
     """The form of the kernel's gradient, for numbers of so many bytes."""
     w, groups = g.window, g.feature_group_count
     if not is_static((batch, *w.input_shape, *w.output_shape)):
-        return "textbook", "sizes are symbolic"
+        return "direct", "sizes are symbolic"
     if over_zeros := kernel_grad_over_zeros(w):
         return over_zeros
     if groups == 1 and _suits_product(as_blocks(w), channels):
-        return "product", "windows do not overlap: one matrix product"
+        return "gemm", "windows do not overlap: one matrix product"
     if any(d > 1 for d in w.dilation) and set(w.strides) == {1}:
-        return "phases", "XLA finds cuDNN's sum only for taps that are neighbours, as they are in every phase"
+        return "space_to_batch", "XLA finds cuDNN's sum only for taps that are neighbours, as they are in every phase"
     if groups > 1:
         large = itemsize > HALF and w.taps >= LARGE_WINDOW
         if channels == groups and (large or (w.rank == 1 and w.taps <= MAX_TAPS)):
             return "reductions", "depthwise, many taps: a sum of products for each of them"
         return "batch groups", "cuDNN knows groups: the roles exchanged by their names alone, nothing transposed"
     if w.rank > 2 and w.window_shape[0] <= MAX_TAPS and not FEW_CHANNELS < channels <= NARROW:
-        return "fold", "XLA has the channels last in two dimensions only: the first axis becomes channels and images"
+        return "fold_axis", "XLA keeps channels last in two dimensions only: the first axis becomes channels and images"
     if _suits_neighbours(g, channels, features) and (channels <= 2 or itemsize <= HALF):
-        return "neighbours", "few channels do not fill cuDNN's tiles: those of neighbouring cells together"
+        return "width_tiling", "few channels do not fill cuDNN's tiles: those of neighbouring pixels together"
     if itemsize <= HALF:
         return "half", "cuDNN adds up in float32 by itself"
-    return "textbook", "what cuDNN does best"
+    return "direct", "what cuDNN does best"
 
 
 def _suits_product(w: Window, channels: int) -> bool:
     """Whether windows do not overlap, and cutting them out costs less than cuDNN loses."""
     whole = math.prod(w.output_shape) == 1 or (w.taps == 1 and set(w.strides) <= {1})
-    return apart(w) and (whole or w.rank > 2 or (w.taps > 1 and channels <= NARROW))
+    return non_overlapping(w) and (whole or w.rank > 2 or (w.taps > 1 and channels <= NARROW))
 
 
 def _suits_neighbours(g: ConvGeometry, channels: int, features: int) -> bool:
-    """Whether channels are few, and more when cells stand together; a precision asks for the direct sum."""
+    """Whether channels are few, and more when pixels stand together; a precision asks for the direct sum."""
     w = g.window
     if (
         g.precision is not None
@@ -93,4 +93,4 @@ def _suits_neighbours(g: ConvGeometry, channels: int, features: int) -> bool:
         or set(w.input_dilation) != {1}
     ):
         return False
-    return _neighbours.together(w, features) * w.strides[-1] > 1
+    return _width_tiling.together(w, features) * w.strides[-1] > 1

@@ -36,13 +36,13 @@ def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
 
 
 def input_grad(delta: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
-    """Slide rot180(kernel) over delta, with zeros between delta's cells (strides) and around them (full)."""
+    """Slide rot180(kernel) over delta, with zeros between delta's pixels (strides) and around them (full)."""
     back = g._replace(window=transposed(g.window), preferred_element_type=None)
     return forward(delta, taken_back(kernel, g.feature_group_count), back)
 
 
 def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
-    """Slide delta, with zeros between its cells (strides), over the padded input; the sum runs over the batch.
+    """Slide delta, with zeros between its pixels (strides), over the padded input; the sum runs over the batch.
 
     The batch takes the channels' place and the channels the batch's. Written as transposes: inside of loops, a CPU's
     compiler knows no other layout.
@@ -137,10 +137,10 @@ def _one_delta_at_least(delta: jax.Array, w: Window) -> tuple[jax.Array, Ints, P
     For symbolic sizes alone, which may turn out too small for the window.
     """
     starts = tuple(map(dilated_size, w.output_shape, w.strides))
-    cells = tuple(max_dim(start, 1) for start in starts)
-    if cells == starts:
+    pixels = tuple(max_dim(start, 1) for start in starts)
+    if pixels == starts:
         return delta, w.strides, read_padding(w)
-    more = [cell - start for cell, start in zip(cells, starts, strict=True)]
+    more = [pixel - start for pixel, start in zip(pixels, starts, strict=True)]
     config = [(0, 0, 0), *((0, zeros, s - 1) for zeros, s in zip(more, w.strides, strict=True)), (0, 0, 0)]
     padding = tuple((low, high + zeros) for (low, high), zeros in zip(read_padding(w), more, strict=True))
     return lax.pad(delta, jnp.zeros((), delta.dtype), config), (1,) * w.rank, padding
@@ -151,7 +151,7 @@ def _one_zero_more(
 ) -> tuple[jax.Array, Pairs]:
     """The kernel with a zero at its end along some axes, and the padding that this zero reads.
 
-    XLA:CPU exchanges a window and an input of fewer cells, except along such axes, where it knows another way, and
+    XLA:CPU exchanges a window and an input of fewer pixels, except along such axes, where it knows another way, and
     there aborts the process where their sizes differ (`is_group_dim` in its `SwapConvolutionOperandsIfBeneficial`).
     """
     if not is_static((*sizes, *kernel.shape)):
@@ -160,8 +160,8 @@ def _one_zero_more(
     axes = zip(window, strides, padding, input_dilation, dilation, strict=True)
     kept = [k == i == s + 1 and pair == (0, 0) and d == 1 for k, s, pair, i, d in axes]
     more = [int(keep and k != n) for k, n, keep in zip(window, sizes, kept, strict=True)]
-    taps, cells = (math.prod(a for a, keep in zip(shape, kept, strict=True) if not keep) for shape in (window, sizes))
-    if taps <= cells or not any(more):
+    taps, pixels = (math.prod(a for a, keep in zip(shape, kept, strict=True) if not keep) for shape in (window, sizes))
+    if taps <= pixels or not any(more):
         return kernel, padding
     config = [(0, zeros, 0) for zeros in more]
     kernel = lax.pad(kernel, jnp.zeros((), kernel.dtype), [*config, (0, 0, 0), (0, 0, 0)])

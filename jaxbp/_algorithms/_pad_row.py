@@ -7,7 +7,7 @@ padded for one more row of outputs, which is left out again.
 import jax
 
 from .._geometry import ConvGeometry, dilated_size
-from . import _textbook
+from . import _direct
 
 
 def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
@@ -18,4 +18,4 @@ def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
     read = rows * w.strides[0] + dilated_size(w.window_shape[0], w.dilation[0])
     high = read - low - dilated_size(w.input_shape[0], w.input_dilation[0])
     more = w._replace(padding=((low, high), *others), output_shape=(rows + 1, *rest))
-    return _textbook.forward(x, kernel, g._replace(window=more))[:, :rows]
+    return _direct.forward(x, kernel, g._replace(window=more))[:, :rows]

@@ -1,13 +1,13 @@
-"""Whether Winograd's tiles evaluate a map on a CPU, as `_choice` asks: windows of 3 at stride 1, or phases of them."""
+"""Whether Winograd's tiles evaluate a map on a CPU, as `_cpu` asks: windows of 3 at stride 1, or phases of them."""
 
 import math
 from collections.abc import Callable
 
+from .._algorithms import _space_to_batch, _winograd
+from .._algorithms._tiles import largest_divisor
+from .._algorithms._windows import Choice
 from .._geometry import ConvGeometry
-from . import _phases, _winograd
-from ._blocks import largest_divisor
 from ._limits import OLD_COMPILER, has_few_positions
-from ._windows import Choice
 
 Predicate = Callable[[ConvGeometry, int, int, int], bool]
 
@@ -20,7 +20,9 @@ MOST_WEIGHTS = 1 << 17  # channels times features, to be transformed for Winogra
 def forward_tiles(g: ConvGeometry, batch: int, channels: int, features: int) -> Choice | None:
     """The form of a forward sum in tiles, where it has one."""
     choice = _in_tiles(_suits_winograd_forward, _in_parts_forward, g, batch, channels, features)
-    return None if choice and choice[0] == "phases" and not _suits_phases_forward(g, channels, features) else choice
+    if choice and choice[0] == "space_to_batch" and not _suits_phases_forward(g, channels, features):
+        return None
+    return choice
 
 
 def kernel_grad_tiles(g: ConvGeometry, batch: int, channels: int, features: int) -> Choice | None:
@@ -41,8 +43,8 @@ def _in_tiles(
         if in_parts(g, batch, channels, features):
             return "winograd in parts", "windows of 3 at stride 1; large weights, for some features at a time"
         return "winograd", "windows of 3 at stride 1: 4 products for 6 along each axis"
-    if _in_phases(g) and suits(_phases.phases(g), batch * math.prod(g.window.dilation), channels, features):
-        return "phases", "taps that lie apart are neighbours in every phase: 4 products for 6 along each axis"
+    if _in_phases(g) and suits(_space_to_batch.phases(g), batch * math.prod(g.window.dilation), channels, features):
+        return "space_to_batch", "taps that lie apart are neighbours in every phase: 4 products for 6 along each axis"
     return None
 
 
@@ -90,7 +92,7 @@ def _suits_winograd_kernel_grad(g: ConvGeometry, batch: int, channels: int, feat
 
 def _suits_phases_forward(g: ConvGeometry, channels: int, features: int) -> bool:
     """Whether tiles fit the phases, of which each is copied twice, and channels are more than a few."""
-    products = math.prod(g.window.dilation) * math.prod(_winograd.tile_counts(_phases.phases(g)))
+    products = math.prod(g.window.dilation) * math.prod(_winograd.tile_counts(_space_to_batch.phases(g)))
     usual = math.prod(g.window.output_shape) * g.window.taps
     fits = usual >= 2 * products * _winograd.INPUTS**g.window.rank
     return fits and min(channels, features) ** 2 >= 4 * FEWEST_WEIGHTS

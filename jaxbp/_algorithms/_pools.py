@@ -14,11 +14,11 @@ from jax import lax
 
 from .._geometry import Window, is_static, read_padding
 from . import _upsample, _windows
-from ._blocks import MOST_WRITTEN, images_at_once, some_images
+from ._tiles import MOST_WRITTEN, images_at_once, some_images
 
 
 def max_and_winners(x: jax.Array, w: Window) -> tuple[jax.Array, jax.Array]:
-    """`_windows.max_and_winners`: along each axis a copy of the cells and one of their winners, or a padded copy."""
+    """`_windows.max_and_winners`: along each axis a copy of the pixels and one of their winners, or a padded copy."""
     times = 2 * w.rank if _windows.max_form(w)[0] == "axis by axis" else _padded_copies(w)
     return _some_at_a_time(partial(_windows.max_and_winners, w=w), w, times, x)
 

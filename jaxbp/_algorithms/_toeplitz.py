@@ -1,7 +1,7 @@
-"""Banded matrices: the last spatial axis and the channels as one row of cells, for few channels.
+"""Banded matrices: the last spatial axis and the channels as one row of pixels, for few channels.
 
 Along one axis a convolution is a product with a matrix whose entry (i, o) is the weight of the tap with which output o
-reads cell i, and 0 where it reads another: a band along the diagonal. With C channels the entries are blocks of the
+reads pixel i, and 0 where it reads another: a band along the diagonal. With C channels the entries are blocks of the
 kernel. Most of the products are with zeros; but where channels are few a convolution spends its time on gathering its
 windows, and one matrix product of whole rows does not gather.
 """
@@ -17,7 +17,7 @@ from ._windows import tap_views
 
 
 def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
-    """Rows of cells, those of all taps along the other axes side by side, times the banded matrix."""
+    """Rows of pixels, those of all taps along the other axes side by side, times the banded matrix."""
     *window, channels, features = kernel.shape
     taps = kernel.reshape(-1, window[-1], channels, features)
     matrix = jnp.einsum("tio,rtcf->ricof", _band(g.window, kernel.dtype), taps, precision=g.precision)
@@ -27,7 +27,7 @@ def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
 
 
 def _rows(x: jax.Array, w: Window) -> jax.Array:
-    """(N * outputs along the other axes, taps along them * cells * C): the whole rows that a row of outputs reads."""
+    """(N * outputs along the other axes, taps along them * pixels * C): the whole rows that a row of outputs reads."""
     whole = w._replace(
         window_shape=(*w.window_shape[:-1], 1),
         strides=(*w.strides[:-1], 1),
@@ -40,6 +40,6 @@ def _rows(x: jax.Array, w: Window) -> jax.Array:
 
 
 def _band(w: Window, dtype: jnp.dtype) -> jax.Array:
-    """(taps, cells, outputs) along the last axis: 1 where an output reads a cell with a tap."""
-    taps, cells, outputs = np.ogrid[: w.window_shape[-1], : w.input_shape[-1], : w.output_shape[-1]]
-    return jnp.asarray(cells == outputs * w.strides[-1] + taps * w.dilation[-1] - w.padding[-1][0], dtype)
+    """(taps, pixels, outputs) along the last axis: 1 where an output reads a pixel with a tap."""
+    taps, pixels, outputs = np.ogrid[: w.window_shape[-1], : w.input_shape[-1], : w.output_shape[-1]]
+    return jnp.asarray(pixels == outputs * w.strides[-1] + taps * w.dilation[-1] - w.padding[-1][0], dtype)

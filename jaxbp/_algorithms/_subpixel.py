@@ -1,12 +1,12 @@
-"""Zeros between the input's cells, left out: a convolution of a dilated input as one with more outputs, side by side.
+"""Zeros between the input's pixels, left out: a convolution of a dilated input as one with more outputs, side by side.
 
-Let the input's cells lie s apart, and count the outputs as `o = s m - q + p`, with p the padding and 0 <= q < s. Tap t
-of output o reads place `o + t - p = s m + t - q`, where a cell lies only if t - q is a multiple of s. So
+Let the input's pixels lie s apart, and count the outputs as `o = s m - q + p`, with p the padding and 0 <= q < s. Tap t
+of output o reads place `o + t - p = s m + t - q`, where a pixel lies only if t - q is a multiple of s. So
 
     z[s m - q + p] = sum_j x[m + j] w[s j + q]
 
 which for every q is a convolution of the input as it is, with a window of ceil(k / s) taps; they all read the same
-cells, and are evaluated as one convolution with s times as many outputs.
+pixels, and are evaluated as one convolution with s times as many outputs.
 Source: Shi et al., "Real-time single image and video super-resolution", 2016, where it is called sub-pixel convolution.
 """
 
@@ -23,7 +23,7 @@ from ._windows import Form, pad_axes
 def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry, correlate: Form, images: Form) -> jax.Array:
     """Evaluate the convolution with more outputs with `correlate`, and put these side by side.
 
-    `images(form, x, cells)` calls the form on all images, of which each writes so many cells, or on some at a time.
+    `images(form, x, pixels)` calls the form on all images, of which each writes so many pixels, or on some at a time.
     """
     w, groups, features = g.window, g.feature_group_count, kernel.shape[-1]
     block = block_window(w)

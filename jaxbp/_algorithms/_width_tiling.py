@@ -1,14 +1,14 @@
 """Neighbouring outputs as one output with more features, for few channels: their windows are gathered together.
 
 Let b outputs of the last axis stand side by side, and count them as `o = b m + p`, 0 <= p < b. With strides s and taps
-d apart, tap t of output o reads place `s o + d t = b s m + (s p + d t)`. So with b s cells of that axis as channels of
-one cell
+d apart, tap t of output o reads place `s o + d t = b s m + (s p + d t)`. So with b s pixels of that axis as channels of
+one pixel
 
     z[b m + p] = sum_j sum_q x[m + j, q] w_p[b s j + q]
 
 where w_p is the window behind s p zeros, its taps d apart: a convolution at stride 1, of fewer and shorter windows.
 Some of its products are with zeros; but of few channels a product costs less than gathering what it multiplies, and
-neighbouring windows read mostly the same cells.
+neighbouring windows read mostly the same pixels.
 """
 
 import functools
@@ -30,7 +30,7 @@ def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry, correlate: Form) -
     """Evaluate the sum with `correlate`, and take its outputs apart."""
     w, features = g.window, kernel.shape[-1]
     b = together(w, features)
-    z = correlate(_cells_as_channels(x, w, b), _weights(kernel, w, b), neighbours(g, b))
+    z = correlate(_pixels_as_channels(x, w, b), _weights(kernel, w, b), neighbours(g, b))
     return z.reshape(x.shape[0], *w.output_shape, features)
 
 
@@ -38,7 +38,7 @@ def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry, form: Form) -> 
     """The kernel's gradient: the sum of what every w_p gets."""
     w, features = g.window, delta.shape[-1]
     b = together(w, features)
-    sums = form(_cells_as_channels(x, w, b), delta.reshape(*delta.shape[:-2], -1, b * features), neighbours(g, b))
+    sums = form(_pixels_as_channels(x, w, b), delta.reshape(*delta.shape[:-2], -1, b * features), neighbours(g, b))
     sums = sums.reshape(*w.window_shape[:-1], -1, x.shape[-1], b, features).astype(sum_dtype(sums.dtype))
     starts = range(0, b * w.strides[-1], w.strides[-1])
     parts = [
@@ -58,7 +58,7 @@ def together(w: Window, features: int) -> int:
 
 
 def neighbours(g: ConvGeometry, b: int) -> ConvGeometry:
-    """The geometry of the sum over b * s cells as channels of one, padding along that axis included in its input."""
+    """The geometry of the sum over b * s pixels as channels of one, padding along that axis included in its input."""
     w = g.window
     outputs, taps = w.output_shape[-1] // b, _taps(w, b)
     last = dict(
@@ -68,21 +68,21 @@ def neighbours(g: ConvGeometry, b: int) -> ConvGeometry:
 
 
 def _taps(w: Window, b: int) -> int:
-    """The cells, of b * s old ones, that b neighbouring windows read."""
+    """The pixels, of b * s old ones, that b neighbouring windows read."""
     return -(-(b * w.strides[-1] - w.strides[-1] + _span(w)) // (b * w.strides[-1]))
 
 
 def _span(w: Window) -> int:
-    """The old cells from the first to the last of a window."""
+    """The old pixels from the first to the last of a window."""
     return dilated_size(w.window_shape[-1], w.dilation[-1])
 
 
-def _cells_as_channels(x: jax.Array, w: Window, b: int) -> jax.Array:
-    """(N, *spatial, cells, b * s * C) of the padded input."""
-    cells, size = w.output_shape[-1] // b + _taps(w, b) - 1, b * w.strides[-1]
+def _pixels_as_channels(x: jax.Array, w: Window, b: int) -> jax.Array:
+    """(N, *spatial, pixels, b * s * C) of the padded input."""
+    pixels, size = w.output_shape[-1] // b + _taps(w, b) - 1, b * w.strides[-1]
     low = w.padding[-1][0]
-    x = pad_axes(x, [w.rank], [(low, cells * size - low - w.input_shape[-1])], 0)
-    return x.reshape(*x.shape[:-2], cells, -1)
+    x = pad_axes(x, [w.rank], [(low, pixels * size - low - w.input_shape[-1])], 0)
+    return x.reshape(*x.shape[:-2], pixels, -1)
 
 
 def _weights(kernel: jax.Array, w: Window, b: int) -> jax.Array:

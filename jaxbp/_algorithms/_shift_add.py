@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from .._geometry import ConvGeometry, Ints, Window, dilated_size, read_padding
-from ._blocks import CELLS, largest_divisor, map_images
-from ._memory import written
+from ._memory import materialize
+from ._tiles import TILE_ELEMENTS, largest_divisor, map_images
 from ._windows import pad_axes, tap_views
 
 # What is worth its compile time. Of the forward sum: terms in one program, fewer where its loops are over many groups,
@@ -38,8 +38,8 @@ def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
     w, groups, features = g.window, g.feature_group_count, kernel.shape[-1]
     most = TERMS_AT_ONCE if groups < MANY_GROUPS else TERMS_OF_MANY_GROUPS
     if w.taps * kernel.shape[-2] <= most:
-        cells, weights = (_channels_by_group(a, groups) for a in (x, kernel))
-        return _channels_in_order(written(_sum_of_terms(cells, weights, w)))
+        pixels, weights = (_channels_by_group(a, groups) for a in (x, kernel))
+        return _channels_in_order(materialize(_sum_of_terms(pixels, weights, w)))
     # The sum so far is read and written in every pass: it stays in the cache.
     return map_images(lambda x: _sum_by_rows(x, kernel, g), x, 2 * math.prod(w.output_shape) * features)
 
@@ -55,11 +55,11 @@ def _sum_by_rows(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
     padded = pad_axes(_channels_by_group(x, groups), range(1, w.rank + 1), read_padding(w), 0)
 
     def some_rows(first: jax.Array | int, count: int) -> jax.Array:
-        part, cells = _window_rows(padded, w, first, count)
+        part, pixels = _window_rows(padded, w, first, count)
         weights = lax.dynamic_slice_in_dim(kernel, first, count, axis, allow_negative_indices=False)
         weights = _channels_by_group(weights, groups)
-        # Read where they lie, cells at an offset known only at run time would not be read side by side.
-        return _sum_of_terms(written(cells), written(weights), part)
+        # Read where they lie, pixels at an offset known only at run time would not be read side by side.
+        return _sum_of_terms(materialize(pixels), materialize(weights), part)
 
     passes, rest = divmod(rows, at_once)
     none = jnp.zeros_like(x, shape=(x.shape[0], *w.output_shape, features // groups, groups))
@@ -72,8 +72,8 @@ def _sum_of_terms(x: jax.Array, kernel: jax.Array, w: Window) -> jax.Array:
     channels, axis = x.shape[-2], x.ndim - 2
     weights = lax.split(kernel.reshape(-1, *[1] * w.rank, *kernel.shape[-2:]), [1] * (w.taps * channels))
     views = tap_views(x, w, 0, trailing=2)
-    cells = views if channels == 1 else (cell for view in views for cell in lax.split(view, [1] * channels, axis))
-    return functools.reduce(lax.add, (lax.mul(cell, each) for cell, each in zip(cells, weights, strict=True)))
+    pixels = views if channels == 1 else (pixel for view in views for pixel in lax.split(view, [1] * channels, axis))
+    return functools.reduce(lax.add, (lax.mul(pixel, each) for pixel, each in zip(pixels, weights, strict=True)))
 
 
 def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
@@ -85,7 +85,7 @@ def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
     """
     groups, w = g.feature_group_count, g.window
     counts = _taps_in_pass(w)
-    images = largest_divisor(x.shape[0], min(PARTS_AT_ONCE, 4 * CELLS // math.prod(x.shape[1:])))
+    images = largest_divisor(x.shape[0], min(PARTS_AT_ONCE, 4 * TILE_ELEMENTS // math.prod(x.shape[1:])))
     bands = largest_divisor(w.output_shape[0], PARTS_AT_ONCE // images)
     of_tap = x.shape[-1] // groups * delta.shape[-1]
     # Flat, as loops around loops over few numbers are slow to compile.
@@ -100,15 +100,15 @@ def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
 
         def put_taps(i: jax.Array, sums: jax.Array) -> jax.Array:
             first = _first_taps(i, w.window_shape, counts)
-            part, cells = _window_part(padded, w, first, counts)
-            part_sums = _channels_in_order(_kernel_sums(written(cells), delta, part, bands)).ravel()
+            part, pixels = _window_part(padded, w, first, counts)
+            part_sums = _channels_in_order(_kernel_sums(materialize(pixels), delta, part, bands)).ravel()
             place = sum(tap * math.prod(w.window_shape[axis + 1 :]) for axis, tap in enumerate(first))
             return lax.dynamic_update_slice(sums, part_sums, [place * of_tap], allow_negative_indices=False)
 
         return lax.fori_loop(0, passes, put_taps, none)
 
     def add_images(i: jax.Array, sums: jax.Array) -> jax.Array:
-        x_block, delta_block = (written(lax.dynamic_slice_in_dim(a, i * images, images)) for a in (x, delta))
+        x_block, delta_block = (materialize(lax.dynamic_slice_in_dim(a, i * images, images)) for a in (x, delta))
         return sums + sums_of_images(x_block, delta_block)
 
     blocks = x.shape[0] // images
@@ -157,8 +157,8 @@ def reductions(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
     padded = pad_axes(x, range(1, w.rank + 1), read_padding(w), 0)
 
     def row(first: jax.Array) -> jax.Array:
-        part, cells = _window_rows(padded, w, first, 1)
-        return sums(cells, part)
+        part, pixels = _window_rows(padded, w, first, 1)
+        return sums(pixels, part)
 
     by_row = lax.map(row, jnp.arange(rows))
     return jnp.moveaxis(by_row.squeeze(axis + 1), 0, axis)
@@ -188,8 +188,8 @@ def _window_part(
     )
     rest = padded.shape[w.rank + 1 :]
     sizes = (padded.shape[0], *reach, *rest)
-    cells = lax.dynamic_slice(padded, [0, *starts, *[0] * len(rest)], sizes, allow_negative_indices=False)
-    return w.unpadded(reach, window_shape=counts), cells
+    pixels = lax.dynamic_slice(padded, [0, *starts, *[0] * len(rest)], sizes, allow_negative_indices=False)
+    return w.unpadded(reach, window_shape=counts), pixels
 
 
 def _kernel_sums(x: jax.Array, delta: jax.Array, w: Window, bands: int) -> jax.Array:

@@ -1,8 +1,8 @@
-"""The way back from windows to cells: delta to the winners, or to all alike. No scatter.
+"""The way back from windows to pixels: delta to the winners, or to all alike. No scatter.
 
-Arrays are (*batch, *output, C). Where a scatter would ask for each window which cell it writes to, these forms ask for
-each cell which windows reach it: with stride s, cell `p` of the padded input is `q s + r`, and the window `q - j`
-covers it with tap `t` where `t d = j s + r`. So for each of the few j there is one expression over all cells, in which
+Arrays are (*batch, *output, C). Where a scatter would ask for each window which pixel it writes to, these forms ask for
+each pixel which windows reach it: with stride s, pixel `p` of the padded input is `q s + r`, and the window `q - j`
+covers it with tap `t` where `t d = j s + r`. So for each of the few j there is one expression over all pixels, in which
 the tap depends on the phase r alone; or, where windows overlap and phases are few, one for each phase, whose taps are
 known.
 """
@@ -21,7 +21,7 @@ from jax.core import max_dim
 from .._geometry import Window, dilated_size, transposed
 from ._windows import Choice, axis_sum, pad_axes, spatial_axes, sum_form, window_sum
 
-# More windows than this that reach a cell are given back axis by axis, or looped over.
+# More windows than this that reach a pixel are given back axis by axis, or looped over.
 WINDOWS_AT_ONCE = 16
 # More taps or phases than this are not written out one by one.
 PHASES_AT_ONCE = 32
@@ -31,12 +31,12 @@ def winners_form(w: Window, chosen: bool) -> Choice:
     """The form of an upsampling by winners; `chosen`: a maximum chose them."""
     phases, reach = math.prod(_block_sizes(w)), _reach(w)
     if 1 < math.prod(reach) <= WINDOWS_AT_ONCE and max(phases, w.taps) <= PHASES_AT_ONCE:
-        return "phase by phase", "windows overlap: in each phase of cells a few have won, with one tap each. No scatter"
+        return "phase by phase", "windows overlap: each phase of pixels has one known tap per window. No scatter"
     if math.prod(reach) <= WINDOWS_AT_ONCE:
-        return "windows back", "each window that reaches a cell: does the winner lie here? No scatter"
+        return "windows back", "each window that reaches a pixel: does the winner lie here? No scatter"
     if chosen:
-        return "axis by axis", "many windows reach a cell: a sum of sizes, not their product. No scatter"
-    return "windows back, looped", "many windows reach a cell: a loop over them, no scatter"
+        return "axis by axis", "many windows reach a pixel: a sum of sizes, not their product. No scatter"
+    return "windows back, looped", "many windows reach a pixel: a loop over them, no scatter"
 
 
 def even_form(w: Window) -> Choice:
@@ -49,7 +49,7 @@ def even_form(w: Window) -> Choice:
 
 
 def by_winners(delta: jax.Array, winners: jax.Array, w: Window, chosen: bool = False) -> jax.Array:
-    """Give each delta to the input cell that won its window; the sum where a cell won several."""
+    """Give each delta to the input pixel that won its window; the sum where a pixel won several."""
     # Bytes inside a padded view compare several times slower than int32.
     winners = winners.astype(jnp.int32)
     match winners_form(w, chosen)[0]:
@@ -61,12 +61,12 @@ def by_winners(delta: jax.Array, winners: jax.Array, w: Window, chosen: bool = F
 
 
 def unpool(values: jax.Array, winners: jax.Array, w: Window) -> jax.Array:
-    """Write each value to the cell that won its window; the last window's where a cell won several."""
+    """Write each value to the pixel that won its window; the last window's where a pixel won several."""
     return _windows_back(w, [Written(values, _overwrite)], winners.astype(jnp.int32))[0]
 
 
 def evenly(delta: jax.Array, w: Window) -> jax.Array:
-    """Give each delta to every input cell of its window: the transpose of a sum over windows."""
+    """Give each delta to every input pixel of its window: the transpose of a sum over windows."""
     match even_form(w)[0]:
         case "windows back":
             return _windows_back(w, [Written(delta, _add)])[0]
@@ -81,7 +81,7 @@ def evenly(delta: jax.Array, w: Window) -> jax.Array:
 
 
 class Written(NamedTuple):
-    """What windows write to cells: one number for each window, how a cell takes it in, what a cell has at first."""
+    """What windows write to pixels: one number for each window, how a pixel takes it in, what a pixel has at first."""
 
     values: jax.Array
     fold: Callable[..., jax.Array]
@@ -89,20 +89,20 @@ class Written(NamedTuple):
 
 
 def _add(total: jax.Array, value: jax.Array, reaches: jax.Array | bool) -> jax.Array:
-    """The sum of what reaches a cell."""
+    """The sum of what reaches a pixel."""
     return total + jnp.where(reaches, value, 0)
 
 
 def _overwrite(kept: jax.Array, value: jax.Array, reaches: jax.Array | bool) -> jax.Array:
-    """The last that reaches a cell."""
+    """The last that reaches a pixel."""
     return jnp.where(reaches, value, kept)
 
 
 def _by_winners_axis_by_axis(delta: jax.Array, winners: jax.Array | None, w: Window) -> jax.Array:
     """Give delta back along the first axis, then the next: for winners that a maximum chose.
 
-    All windows that cover the same columns and chose a cell in the same row chose the same cell of it. So a delta that
-    has come to its row needs no more than one place along the rest, whichever window it came from.
+    Of windows that cover the same columns, all that chose a pixel in one row chose the same pixel of it. So a delta
+    that has come to its row needs one place along the rest, whichever window it came from.
     """
     for i in range(w.rank):
         rest = math.prod(w.window_shape[i + 1 :])
@@ -117,10 +117,10 @@ def _by_winners_axis_by_axis(delta: jax.Array, winners: jax.Array | None, w: Win
 
 
 def _windows_back(w: Window, written: Sequence[Written], winners: jax.Array | None = None) -> list[jax.Array]:
-    """Fold `fold(total, values, reaches)` over the windows that may reach each cell, first to last.
+    """Fold `fold(total, values, reaches)` over the windows that may reach each pixel, first to last.
 
-    All three are broadcast over (*batch, block, phase, ..., C). A window reaches a cell that won it, or without
-    winners every cell that it covers.
+    All three are broadcast over (*batch, block, phase, ..., C). A window reaches a pixel that won it, or without
+    winners every pixel that it covers.
     """
     like = written[0].values
     w = w._replace(strides=_block_sizes(w))
@@ -151,7 +151,7 @@ def _windows_back(w: Window, written: Sequence[Written], winners: jax.Array | No
         totals = lax.fori_loop(
             0, math.prod(reach), lambda i, totals: fold_window(jnp.unravel_index(i, tuple(reach)), totals), totals
         )
-    return [_cells(w, total) for total in totals]
+    return [_pixels(w, total) for total in totals]
 
 
 def _phase_by_phase(w: Window, delta: jax.Array, winners: jax.Array) -> jax.Array:
@@ -178,11 +178,11 @@ def _phase_by_phase(w: Window, delta: jax.Array, winners: jax.Array) -> jax.Arra
             return sum_of(phase)
         return jnp.stack([stacked((*phase, p)) for p in range(w.strides[i])], axis=axes[i] + 1)
 
-    return _cells(w, stacked(()))
+    return _pixels(w, stacked(()))
 
 
 def _blocks(w: Window) -> list[int]:
-    """How many blocks, of as many cells as the strides, cover the input along each axis."""
+    """How many blocks, of as many pixels as the strides, cover the input along each axis."""
     return [max_dim(-(-(low + n) // s), 0) for (low, _), n, s in zip(w.padding, w.input_shape, w.strides, strict=True)]
 
 
@@ -202,19 +202,19 @@ def _one_window_of_each_block(w: Window, a: jax.Array, starts: Sequence[Any]) ->
     return a
 
 
-def _cells(w: Window, total: jax.Array) -> jax.Array:
+def _pixels(w: Window, total: jax.Array) -> jax.Array:
     """(*batch, *spatial, C) from (*batch, block, phase, ..., C): the phases put in place, the input cut out."""
-    cells = [b * s for b, s in zip(_blocks(w), w.strides, strict=True)]
+    pixels = [b * s for b, s in zip(_blocks(w), w.strides, strict=True)]
     first = total.ndim - 1 - 2 * w.rank
-    whole = total.reshape(*total.shape[:first], *cells, total.shape[-1])
-    crop = [(-low, low + n - c) for (low, _), n, c in zip(w.padding, w.input_shape, cells, strict=True)]
+    whole = total.reshape(*total.shape[:first], *pixels, total.shape[-1])
+    crop = [(-low, low + n - c) for (low, _), n, c in zip(w.padding, w.input_shape, pixels, strict=True)]
     return pad_axes(whole, spatial_axes(w, whole.ndim), crop, 0)
 
 
 def _tap(w: Window, steps: Sequence[Any], first: int) -> tuple[jax.Array | int, jax.Array | bool]:
     """The tap with which window q - j covers each phase of block q, and whether it covers it; `steps` are the j.
 
-    Counted, not looked up: a loop over cells runs several times faster where it reads no table.
+    Counted, not looked up: a loop over pixels runs several times faster where it reads no table.
     """
     shape = [1] * (first + 1) + [size for s in w.strides for size in (s, 1)]
     tap: jax.Array | int = 0
@@ -246,7 +246,7 @@ def _block_sizes(w: Window) -> tuple[int, ...]:
 
 
 def _reach(w: Window) -> list[int]:
-    """How many windows reach a cell along each axis, at most."""
+    """How many windows reach a pixel along each axis, at most."""
     return [-(-dilated_size(k, d) // s) for k, d, s in zip(w.window_shape, w.dilation, _block_sizes(w), strict=True)]
 
 

@@ -1,4 +1,4 @@
-"""Matrix products: convolutions whose windows do not overlap, where every input cell meets one position only."""
+"""Matrix products: convolutions whose windows do not overlap, where every input pixel meets one position only."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from .._geometry import ConvGeometry, Window, read_padding
-from ._memory import written
+from ._memory import materialize
 from ._windows import pad_axes
 
 # Where the measurements change sides.
@@ -20,13 +20,13 @@ MOST_COPIED = 1 << 21  # its numbers
 
 
 def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
-    """Each window's cells in a row, times the kernel."""
+    """Each window's pixels in a row, times the kernel."""
     rows = _windows_as_rows(x, g.window)
     return jnp.matmul(rows, kernel.reshape(-1, kernel.shape[-1]), precision=g.precision)
 
 
 def transposed(delta: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
-    """The input's gradient: every delta times the kernel is one window's cells, put back in their place."""
+    """The input's gradient: every delta times the kernel is one window's pixels, put back in their place."""
     w = g.window
     rows = jnp.matmul(delta, kernel.reshape(-1, kernel.shape[-1]).T, precision=g.precision)
     return _rows_as_windows(rows, w)
@@ -91,13 +91,13 @@ def _cost_across(a: jax.Array) -> float:
 
 
 def _windows_as_rows(x: jax.Array, w: Window) -> jax.Array:
-    """(N, *output, cells of a window): cut the padded input into windows, leaving out what no window reads."""
+    """(N, *output, pixels of a window): cut the padded input into windows, leaving out what no window reads."""
     n, channels = x.shape[0], x.shape[-1]
     if w.taps == 1:
         axes = range(1, w.rank + 1)
         x = pad_axes(x, axes, read_padding(w), 0)
         x = lax.slice(x, (0,) * x.ndim, x.shape, (1, *w.strides, 1))
-        return written(x) if _steps(w) and _worth_two_copies(x) else x
+        return materialize(x) if _steps(w) and _worth_two_copies(x) else x
     x = pad_axes(x, range(1, w.rank + 1), _whole_blocks(w), 0)
     x = x.reshape(n, *_split(w, channels))
     x = x.transpose(0, *range(1, 2 * w.rank, 2), *range(2, 2 * w.rank + 1, 2))
@@ -105,12 +105,12 @@ def _windows_as_rows(x: jax.Array, w: Window) -> jax.Array:
 
 
 def _steps(w: Window) -> bool:
-    """Whether windows are single cells, with others between them."""
+    """Whether windows are single pixels, with others between them."""
     return w.taps == 1 and not set(w.strides) <= {1}
 
 
 def _worth_two_copies(x: jax.Array) -> bool:
-    """Whether rows are wide: the exchanged copy of cells that lie apart is slow, but for one that all sums share."""
+    """Whether rows are wide: the exchanged copy of pixels that lie apart is slow, but for one that all sums share."""
     return x.shape[-1] >= 2 * FEWEST_COLUMNS
 
 
@@ -132,9 +132,9 @@ def _rows_as_windows(rows: jax.Array, w: Window) -> jax.Array:
 
 
 def _split(w: Window, channels: int) -> list[int]:
-    """The number of windows along each axis, and of cells in each; the last with their channels: copied as one."""
-    cells = (*w.strides[:-1], w.strides[-1] * channels)
-    return [size for pair in zip(w.output_shape, cells, strict=True) for size in pair]
+    """The number of windows along each axis, and of pixels in each; the last with their channels: copied as one."""
+    pixels = (*w.strides[:-1], w.strides[-1] * channels)
+    return [size for pair in zip(w.output_shape, pixels, strict=True) for size in pair]
 
 
 def _whole_blocks(w: Window) -> list[tuple[int, int]]:

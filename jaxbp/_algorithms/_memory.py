@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax import lax
 
 
-def written(a: jax.Array) -> jax.Array:
+def materialize(a: jax.Array) -> jax.Array:
     """`a` itself, so that a CPU computes it once where it would compute it in every consumer.
 
     XLA:CPU repeats cheap arithmetic inside each fusion that reads it; an upsampling that reads winners four times then

@@ -23,13 +23,13 @@ import numpy as np
 from jax import lax
 
 from .._geometry import ConvGeometry
-from ._blocks import CELLS, Blocks, cut, map_blocks, sum_blocks
-from ._memory import after, written
-from ._product import over_positions
+from ._gemm import over_positions
+from ._memory import after, materialize
+from ._tiles import TILE_ELEMENTS, Tiles, map_tiles, sum_tiles, tile
 from ._windows import pad_to
 
 WEIGHTS = np.array([[0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [1, 0, 0], [0, 0, 1]])
-# Along an axis, a tile's cells: outputs, and inputs with those that it shares with the next tile.
+# Along an axis, a tile's pixels: outputs, and inputs with those that it shares with the next tile.
 OUTPUTS, INPUTS = 2, 4
 
 
@@ -50,9 +50,9 @@ def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry, back: bool = False
         products = jnp.einsum("pto,pco->ptc" if back else "ptc,pco->pto", tiles, weights)
         z = _from_products(products, x.shape[0], counts, back)
         # What follows would otherwise be computed from the products, which are four times as large and would be kept.
-        return written(z[(slice(None), *(slice(out) for out in g.window.output_shape))])
+        return materialize(z[(slice(None), *(slice(out) for out in g.window.output_shape))])
 
-    return map_blocks(outputs, x, g, blocks(g, x.shape[0], channels, features))
+    return map_tiles(outputs, x, g, blocks(g, x.shape[0], channels, features))
 
 
 def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
@@ -63,23 +63,23 @@ def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
         counts = tile_counts(g)
         return over_positions(_tiles_of_input(x, counts), _tiles_of_delta(delta, counts), g.precision)
 
-    sums = sum_blocks(products, x, delta, g, blocks(g, x.shape[0], channels, features, kernel_grad=True))
+    sums = sum_tiles(products, x, delta, g, blocks(g, x.shape[0], channels, features, kernel_grad=True))
     taps = jnp.matmul(_weights(g.window.rank, x.dtype).T, sums.reshape(-1, channels * features))
     return taps.reshape(*g.window.window_shape, channels, features)
 
 
-def blocks(g: ConvGeometry, batch: int, channels: int, features: int, kernel_grad: bool = False) -> Blocks:
-    """Blocks that leave the cache to large weights; of a kernel's gradient, fewer the larger what they add up to is."""
+def blocks(g: ConvGeometry, batch: int, channels: int, features: int, kernel_grad: bool = False) -> Tiles:
+    """Tiles that leave the cache to large weights; of a kernel's gradient, fewer the larger what they add up to is."""
     rank = g.window.rank
     per_output = (INPUTS // OUTPUTS) ** rank * (channels + features if kernel_grad else max(channels, features))
     image, weights = per_output * math.prod(g.window.output_shape), INPUTS**rank * channels * features
-    if kernel_grad and 4 * weights >= CELLS:
-        times = 2 if weights < 2 * CELLS else 4
-    elif image > CELLS:
-        times = 2 if image <= 2 * CELLS else 1
+    if kernel_grad and 4 * weights >= TILE_ELEMENTS:
+        times = 2 if weights < 2 * TILE_ELEMENTS else 4
+    elif image > TILE_ELEMENTS:
+        times = 2 if image <= 2 * TILE_ELEMENTS else 1
     else:
-        times = 1 if kernel_grad or weights >= CELLS else 2
-    return cut(g, batch, per_output, OUTPUTS, times=times)
+        times = 1 if kernel_grad or weights >= TILE_ELEMENTS else 2
+    return tile(g, batch, per_output, OUTPUTS, times=times)
 
 
 def tile_counts(g: ConvGeometry) -> list[int]:

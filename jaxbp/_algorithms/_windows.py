@@ -1,6 +1,6 @@
 """Sums and maxima over windows. No scatter. The way back is in `_upsample.py`.
 
-Arrays are (*batch, *spatial, C). A tap is a cell of the window; taps are counted in row-major order. Forms read one
+Arrays are (*batch, *spatial, C). A tap is a pixel of the window; taps are counted in row-major order. Forms read one
 strided view of the padded input per tap: of all taps at once, or of those along one axis after the other; short sums
 are the compiler's own loop.
 """
@@ -16,7 +16,7 @@ import numpy as np
 from jax import lax
 
 from .._geometry import Window, dilated_size, is_static, read_padding
-from ._memory import written
+from ._memory import materialize
 
 Pair = tuple[jax.Array, jax.Array]
 Choice = tuple[str, str]
@@ -35,8 +35,8 @@ VIEWS_AT_ONCE = 8
 def max_form(w: Window) -> Choice:
     """The form of a maximum over windows."""
     if w.taps <= TAPS_AT_ONCE:
-        return "views", "few cells in a window: one shifted view of the input for each"
-    return "axis by axis", "runs of 1, 2, 4, ... cells along each axis: a sum of sizes, not their product"
+        return "views", "few pixels in a window: one shifted view of the input for each"
+    return "axis by axis", "runs of 1, 2, 4, ... pixels along each axis: a sum of sizes, not their product"
 
 
 def sum_form(w: Window) -> Choice:
@@ -44,12 +44,12 @@ def sum_form(w: Window) -> Choice:
     if 1 in w.output_shape:
         return "axis by axis", "one window along an axis: one reduction"
     if _suits_reduced_windows(w):
-        return "reduced windows", "few cells in a window: the compiler's own loop, which needs no padded copy"
+        return "reduced windows", "few pixels in a window: the compiler's own loop, which needs no padded copy"
     return max_form(w)
 
 
 def _suits_reduced_windows(w: Window) -> bool:
-    """Whether the compiler's own loop is fast: of few cells, in one dimension, or in two where padding is read."""
+    """Whether the compiler's own loop is fast: of few pixels, in one dimension, or in two where padding is read."""
     pads = [end for pair in read_padding(w) for end in pair]
     if w.rank not in (1, 2) or w.taps > FEW_TAPS or not is_static(pads) or min(pads) < 0:
         return False
@@ -69,23 +69,23 @@ def max_and_winners(x: jax.Array, w: Window) -> tuple[jax.Array, jax.Array]:
         for tap, view in enumerate(views, start=1):
             best, winner = _better((best, winner), (view, jnp.full((), tap, jnp.int32)))
     else:
-        # From the last axis to the first, so that of equal cells the first in row-major order wins.
+        # From the last axis to the first, so that of equal pixels the first in row-major order wins.
         for i in reversed(range(w.rank)):
             code = math.prod(w.window_shape[i + 1 :])
 
-            def later_tap(cell: jax.Array, winner: jax.Array, taps: int, code: int = code) -> Pair:
-                return cell, winner + taps * code
+            def later_tap(pixel: jax.Array, winner: jax.Array, taps: int, code: int = code) -> Pair:
+                return pixel, winner + taps * code
 
             best, winner = _run(w, i, (best, winner), (lowest(x.dtype), 0), _better, later_tap)
-    # Where every cell is as low as the padding, the first one that is not padding has won.
+    # Where every pixel is as low as the padding, the first one that is not padding has won.
     winner = jnp.where(best == jnp.array(lowest(x.dtype), x.dtype), _first_inside(w, best), winner)
     if overlaps(w) or (is_static(x.shape[-1:]) and x.shape[-1] < FEW_CHANNELS):
-        winner = written(winner)
+        winner = materialize(winner)
     return best, winner.astype(winner_dtype(w.taps))
 
 
 def take_winners(x: jax.Array, winners: jax.Array, w: Window) -> jax.Array:
-    """Read the input cell that won each window: what `unpool_winners` wrote, fetched again."""
+    """Read the input pixel that won each window: what `unpool_winners` wrote, fetched again."""
     winners = winners.astype(jnp.int32)
     taken = jnp.zeros(winners.shape, x.dtype)
     for tap, view in enumerate(tap_views(x, w, 0)):
@@ -143,7 +143,7 @@ def spatial_axes(w: Window, ndim: int) -> range:
 
 
 def overlaps(w: Window) -> bool:
-    """Whether windows span more cells along an axis than they step."""
+    """Whether windows span more pixels along an axis than they step."""
     return any(dilated_size(k, d) > s for k, d, s in zip(w.window_shape, w.dilation, w.strides, strict=True))
 
 
@@ -178,28 +178,28 @@ def view_by_view(x: jax.Array, w: Window) -> jax.Array:
     return x
 
 
-def gather_cells(x: jax.Array, places: np.ndarray) -> jax.Array:
-    """(N, *places, C): the cells of x, (N, *spatial, C), that stand at these places of all."""
-    cells = x.reshape(x.shape[0], -1, x.shape[-1])
+def gather_pixels(x: jax.Array, places: np.ndarray) -> jax.Array:
+    """(N, *places, C): the pixels of x, (N, *spatial, C), that stand at these places of all."""
+    pixels = x.reshape(x.shape[0], -1, x.shape[-1])
     names = lax.GatherDimensionNumbers((0, places.ndim + 1), collapsed_slice_dims=(1,), start_index_map=(1,))
-    return lax.gather(cells, places[..., None], names, (x.shape[0], 1, x.shape[-1]), mode="promise_in_bounds")
+    return lax.gather(pixels, places[..., None], names, (x.shape[0], 1, x.shape[-1]), mode="promise_in_bounds")
 
 
 def _gathered(x: jax.Array, w: Window) -> jax.Array:
-    """For every output the cells that its taps read, zeros where they read padding."""
+    """For every output the pixels that its taps read, zeros where they read padding."""
     place, inside = np.zeros([1] * (2 * w.rank), np.int32), True
     for i, (low, _) in enumerate(w.padding):
         outputs, taps = (np.arange(sizes[i]) for sizes in (w.output_shape, w.window_shape))
-        cell = np.add.outer(outputs * w.strides[i], taps * w.dilation[i]) - low
-        cell = np.expand_dims(cell, [axis for axis in range(2 * w.rank) if axis % w.rank != i])
-        inside = inside & (cell >= 0) & (cell < x.shape[i + 1])
-        place = place * x.shape[i + 1] + cell
+        pixel = np.add.outer(outputs * w.strides[i], taps * w.dilation[i]) - low
+        pixel = np.expand_dims(pixel, [axis for axis in range(2 * w.rank) if axis % w.rank != i])
+        inside = inside & (pixel >= 0) & (pixel < x.shape[i + 1])
+        place = place * x.shape[i + 1] + pixel
     places = np.where(inside, place, math.prod(x.shape[1:-1])).astype(np.int32)
     if not np.all(inside):
-        # A cell of zeros, to be read for padding: numbers that are chosen while they are copied are copied one by one.
+        # A pixel of zeros, to be read for padding: numbers that are chosen while they are copied are copied one by one.
         x = pad_axes(x.reshape(x.shape[0], -1, x.shape[-1]), [1], [(0, 1)], 0)
     # What is computed on the way would be computed for every tap, or slows down each number's place.
-    views = gather_cells(written(x), places.reshape(*w.output_shape, w.taps))
+    views = gather_pixels(materialize(x), places.reshape(*w.output_shape, w.taps))
     return views.reshape(x.shape[0], *w.output_shape, -1)
 
 
@@ -222,7 +222,7 @@ def _views_along(x: jax.Array, w: Window, i: int) -> jax.Array:
 
 
 def _better(left: Pair, right: Pair) -> Pair:
-    """Of two cells with their taps the one that wins: the larger, the first of equals, the last NaN."""
+    """Of two pixels with their taps the one that wins: the larger, the first of equals, the last NaN."""
     wins = right[0] > left[0]
     if jnp.issubdtype(left[0].dtype, jnp.floating):
         wins |= jnp.isnan(right[0])
@@ -235,24 +235,24 @@ def axis_sum(x: jax.Array, w: Window, i: int) -> jax.Array:
         axis = spatial_axes(w, x.ndim)[i]
         x = pad_axes(x, [axis], [read_padding(w)[i]], 0)
         return jnp.sum(lax.slice_in_dim(x, 0, None, w.dilation[i], axis), axis=axis, keepdims=True)
-    (total,) = _run(w, i, (x,), (0,), lambda a, b: (a[0] + b[0],), lambda cell, taps: (cell,))
+    (total,) = _run(w, i, (x,), (0,), lambda a, b: (a[0] + b[0],), lambda pixel, taps: (pixel,))
     return total
 
 
-def _run(w: Window, i: int, cells: tuple, fills: tuple, combine: Callable, moved: Callable) -> tuple:
-    """Combine the cells of each window along spatial axis i alone, in order.
+def _run(w: Window, i: int, pixels: tuple, fills: tuple, combine: Callable, moved: Callable) -> tuple:
+    """Combine the pixels of each window along spatial axis i alone, in order.
 
-    `moved(*cells, taps)` tells cells that they stand so many taps behind the first. A run of k cells is put
-    together from runs of 1, 2, 4, ... cells, so that it takes log k steps and not k. But runs start at every cell:
+    `moved(*pixels, taps)` tells pixels that they stand so many taps behind the first. A run of k pixels is put
+    together from runs of 1, 2, 4, ... pixels, so that it takes log k steps and not k. But runs start at every pixel:
     where strides skip most of them, k strided views are less work.
     """
     k, d, s, out = w.window_shape[i], w.dilation[i], w.strides[i], w.output_shape[i]
-    axis = spatial_axes(w, cells[0].ndim)[i]
+    axis = spatial_axes(w, pixels[0].ndim)[i]
     length = dilated_size(out, s)
-    padded = tuple(pad_axes(a, [axis], [read_padding(w)[i]], fill) for a, fill in zip(cells, fills, strict=True))
+    padded = tuple(pad_axes(a, [axis], [read_padding(w)[i]], fill) for a, fill in zip(pixels, fills, strict=True))
 
-    def part(cells: tuple, start: int, length: int, stride: int = 1) -> tuple:
-        return tuple(lax.slice_in_dim(a, start, start + length, stride, axis) for a in cells)
+    def part(pixels: tuple, start: int, length: int, stride: int = 1) -> tuple:
+        return tuple(lax.slice_in_dim(a, start, start + length, stride, axis) for a in pixels)
 
     steps = k.bit_length() + k.bit_count() - 2
     if k <= TAPS_AT_ONCE and k - 1 <= s * steps:
@@ -302,7 +302,7 @@ def of_shape(x: jax.Array, shape: Sequence[int]) -> jax.Array:
 
 
 def pad_to(x: jax.Array, sizes: Sequence[int]) -> jax.Array:
-    """Zeros behind the cells of (N, *spatial, C), up to these sizes."""
+    """Zeros behind the pixels of (N, *spatial, C), up to these sizes."""
     axes = range(1, len(sizes) + 1)
     return pad_axes(x, axes, [(0, size - x.shape[axis]) for axis, size in zip(axes, sizes, strict=True)], 0)
 

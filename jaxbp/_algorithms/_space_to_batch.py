@@ -1,6 +1,6 @@
-"""Windows whose taps lie d cells apart, as ordinary windows on every d-th cell.
+"""Windows whose taps lie d pixels apart, as ordinary windows on every d-th pixel.
 
-An output at place d i + p reads cells d (i + t) + p only: those of the same phase p. With the d phases of an axis as
+An output at place d i + p reads pixels d (i + t) + p only: those of the same phase p. With the d phases of an axis as
 images of a larger batch, the taps of a window are neighbours again, and what is fast for such windows serves here too.
 Source: the space-to-batch of Chen et al., "DeepLab", 2016.
 """
@@ -38,7 +38,7 @@ def phases(g: ConvGeometry) -> ConvGeometry:
 
 
 def _padded_phases(x: jax.Array, w: Window, inner: Window) -> jax.Array:
-    """(phases * N, *inputs, C): the padded input, as many cells as its last window reads in any phase."""
+    """(phases * N, *inputs, C): the padded input, as many pixels as its last window reads in any phase."""
     read = _times(inner.input_shape, w.dilation)
     pads = [(low, size - low - old) for (low, _), size, old in zip(read_padding(w), read, w.input_shape, strict=True)]
     return _apart(pad_axes(x, range(1, w.rank + 1), pads, 0), w.dilation)
@@ -55,5 +55,5 @@ def _apart(a: jax.Array, dilation: Ints) -> jax.Array:
 
 
 def _times(sizes: Ints, dilation: Ints) -> Ints:
-    """The cells of all phases along each axis."""
+    """The pixels of all phases along each axis."""
     return tuple(size * d for size, d in zip(sizes, dilation, strict=True))

@@ -8,22 +8,22 @@ import jax.numpy as jnp
 from jax import lax
 
 from .._geometry import ConvGeometry, Window, dilated_size, read_padding
-from ._blocks import block, cut, largest_divisor, put_together, sum_blocks
-from ._memory import after, written
-from ._product import over_positions
+from ._gemm import over_positions
+from ._memory import after, materialize
+from ._tiles import chunk, largest_divisor, map_concat, sum_tiles, tile
 from ._windows import first_axis, side_by_side, tap_views
 
 # Rows of taps in one program; more of them in a loop.
 ROWS_AT_ONCE = 4
 # For each output of a block, so that no product sums over so many positions that its rounding errors show.
-FEWEST_CELLS = 256
+FEWEST_ELEMENTS = 256
 # Parts of all positions: a narrow product adds them up in order, with three times the compiler's rounding errors.
 SHORT_SUMS = 2
 MOST_SUMS = 4  # of a group's
 
 
-def project_then_add(x: jax.Array, kernel: jax.Array, g: ConvGeometry, back: bool = False) -> jax.Array:
-    """The input times all weights at once, then each tap's part put in its place: for few outputs, or few cells.
+def kn2row(x: jax.Array, kernel: jax.Array, g: ConvGeometry, back: bool = False) -> jax.Array:
+    """The input times all weights at once, then each tap's part put in its place: for few outputs, or few pixels.
 
     Taken back, of delta, the sum is over the kernel's features and taps count from the last; no copy of it has to be.
     """
@@ -39,7 +39,7 @@ def project_then_add(x: jax.Array, kernel: jax.Array, g: ConvGeometry, back: boo
     for i in range(w.rank):
         behind = math.prod(x.shape[i + 2 : -1]) * outputs
         parts = parts.reshape(w.window_shape[i], -1, x.shape[i + 1], behind)
-        parts = written(functools.reduce(jnp.add, (_shifted(part, w, i, tap) for tap, part in enumerate(parts))))
+        parts = materialize(functools.reduce(jnp.add, (_shifted(part, w, i, tap) for tap, part in enumerate(parts))))
     return parts.reshape(x.shape[0], *w.output_shape, outputs)
 
 
@@ -65,8 +65,8 @@ def taps_kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry, most_sums:
         views, delta = _rows(side_by_side(x, g.window)), _rows(delta)
         return over_positions(views, delta, g.precision, largest_divisor(delta.shape[0], most_sums))
 
-    blocks = cut(g, x.shape[0], max(g.window.taps * channels, FEWEST_CELLS))
-    return sum_blocks(product, x, delta, g, blocks).reshape(*g.window.window_shape, channels, features)
+    blocks = tile(g, x.shape[0], max(g.window.taps * channels, FEWEST_ELEMENTS))
+    return sum_tiles(product, x, delta, g, blocks).reshape(*g.window.window_shape, channels, features)
 
 
 def rows_kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry, most_sums: int = 1) -> jax.Array:
@@ -101,10 +101,10 @@ def rows_kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry, most_sums:
             rows = lax.dynamic_slice_in_dim(views, i * w.dilation[0], reach, 1, allow_negative_indices=False)
             return product(lax.slice_in_dim(rows, 0, reach, w.strides[0], 1))[None]
 
-        return put_together(row_product, w.window_shape[0], x, 0)
+        return map_concat(row_product, w.window_shape[0], x, 0)
 
-    blocks = cut(g, x.shape[0], math.prod(g.window.window_shape[1:]) * channels)
-    return sum_blocks(products, x, delta, g, blocks).reshape(*g.window.window_shape, channels, features)
+    blocks = tile(g, x.shape[0], math.prod(g.window.window_shape[1:]) * channels)
+    return sum_tiles(products, x, delta, g, blocks).reshape(*g.window.window_shape, channels, features)
 
 
 def grouped_kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry, together: int) -> jax.Array:
@@ -112,13 +112,13 @@ def grouped_kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry, togethe
     groups, window = g.feature_group_count, g.window.window_shape
     c, o, count = x.shape[-1] // groups, delta.shape[-1] // groups, groups // together
     alone = g._replace(feature_group_count=1)
-    small = 1 < g.window.taps <= FEWEST_CELLS // (together * c)
+    small = 1 < g.window.taps <= FEWEST_ELEMENTS // (together * c)
     form = taps_kernel_grad if small else rows_kernel_grad
 
     def some(i: jax.Array | int) -> jax.Array:
-        return form(block(x, i, count), block(delta, i, count), alone, MOST_SUMS)[None]
+        return form(chunk(x, i, count), chunk(delta, i, count), alone, MOST_SUMS)[None]
 
-    products = put_together(some, count, x, 0).reshape(count, -1, together, c, together, o)
+    products = map_concat(some, count, x, 0).reshape(count, -1, together, c, together, o)
     return jnp.einsum("ntbcbo->tcnbo", products).reshape(*window, c, delta.shape[-1])
 
 

@@ -1,9 +1,11 @@
-"""Which form evaluates a kernel's gradient on a CPU, and why: as `_choice` has it for the other sums."""
+"""Which form evaluates a kernel's gradient on a CPU, and why: as `_cpu` has it for the other sums."""
 
 import math
 
+from .._algorithms import _width_tiling
+from .._algorithms._windows import Choice
 from .._geometry import ConvGeometry, Window, is_static, read_padding, transposed
-from . import _neighbours
+from ._cpu_winograd import kernel_grad_tiles
 from ._limits import (
     FEW_COLUMNS,
     FEW_FEATURES,
@@ -19,17 +21,15 @@ from ._limits import (
     MOST_OUTPUTS,
     OLD_COMPILER,
     SOME_FEATURES,
-    apart,
     as_blocks,
     gathers_much,
     has_few_positions,
     inside_or_tiles,
     is_short_sum,
     kernel_grad_over_zeros,
+    non_overlapping,
     suits_multiply_add,
 )
-from ._windows import Choice
-from ._winograd_choice import kernel_grad_tiles
 
 # Where the measurements change sides.
 SMALL_WINDOW = 7  # taps
@@ -44,63 +44,63 @@ def kernel_grad_form(g: ConvGeometry, batch: int, channels: int, features: int) 
     w, groups = g.window, g.feature_group_count
     c, o = channels // groups, features // groups
     if not is_static((batch, *w.input_shape, *w.output_shape)):
-        return "textbook", "sizes are symbolic"
+        return "direct", "sizes are symbolic"
     if over_zeros := kernel_grad_over_zeros(w):
         return over_zeros
     if c > 1 and is_short_sum(g, c, o, FEW_PRODUCTS // 4):
-        return "textbook", "few weights of one tap: a loop, where a product is mostly overhead"
-    if groups == 1 and apart(as_blocks(w)):
-        return "product", "windows do not overlap: one matrix product"
-    if groups == 1 and apart(as_blocks(transposed(w))):
-        return "mirrored", "the same sum with input and delta exchanged: windows do not overlap"
+        return "direct", "few weights of one tap: a loop, where a product is mostly overhead"
+    if groups == 1 and non_overlapping(as_blocks(w)):
+        return "gemm", "windows do not overlap: one matrix product"
+    if groups == 1 and non_overlapping(as_blocks(transposed(w))):
+        return "swap_operands", "the same sum with input and delta exchanged: windows do not overlap"
     tiles = kernel_grad_tiles(g, batch, channels, features)
     if choice := inside_or_tiles(tiles, g, channels, features, has_few_positions(g, batch, channels, features)):
         return choice
     if groups == 1 and w.rank > 2 and w.window_shape[0] <= MAX_TAPS:
-        return "fold", "no fast convolution beyond two dimensions: the first axis becomes channels and images"
+        return "fold_axis", "no fast convolution beyond two dimensions: the first axis becomes channels and images"
     if w.rank == 0:
-        return "textbook", "no window"
+        return "direct", "no window"
     if groups > 1 and c == 1 and o <= 4 and suits_multiply_add(w, c):
-        return "multiply-add", "depthwise: products summed over the batch, one reduction for all taps"
+        return "shift_add", "depthwise: products summed over the batch, one reduction for all taps"
     if groups > 1 and w.taps <= MAX_TAPS and c < (FEW_FEATURES if w.taps == 1 else 4):
-        return "grouped taps", "grouped convolutions run as if dense; few channels in a group: some groups at once"
+        return "grouped im2col", "grouped convolutions run as if dense; few channels in a group: some groups at once"
     if groups > 1:
-        return "group by group", "grouped convolutions run as if dense"
+        return "per_group", "grouped convolutions run as if dense"
     if _suits_no_views(g, batch, c, o):
-        return "textbook", "few channels of few images, or a smaller delta: the compiler's own sum is fast"
+        return "direct", "few channels of few images, or a smaller delta: the compiler's own sum is fast"
     if w.rank == 2 and _suits_mirrored_views(g, batch, c, o):
         if batch * math.prod(w.output_shape) < FEW_POSITIONS:
-            return "mirrored", "few outputs: the same sum with input and delta exchanged has few inputs"
+            return "swap_operands", "few outputs: the same sum with input and delta exchanged has few inputs"
         if w.taps <= FEW_VIEWS and w.taps * o <= MORE_COLUMNS:
-            return "mirrored taps", "few outputs: views of all taps of delta, times the input"
-        return "mirrored rows", "few outputs: views of one row of taps of delta, times the input"
+            return "swap_operands im2col", "few outputs: views of all taps of delta, times the input"
+        return "swap_operands row_im2col", "few outputs: views of one row of taps of delta, times the input"
     if w.rank in (1, 2) and _suits_neighbours_kernel_grad(g, batch, c, o):
         if w.rank == 1 or (_deltas(w, batch, o) >= 2 * MOST_OUTPUTS and o > FEW_FEATURES):
-            return "neighbours taps", "few channels: windows of neighbouring outputs gathered together: one product"
-        return "neighbours rows", "few channels: windows of neighbouring outputs gathered together: row by row"
+            return "width_tiling im2col", "few channels: windows of neighbouring outputs gathered together: one product"
+        return "width_tiling row_im2col", "few channels: windows of neighbouring outputs gathered together: row by row"
     if _suits_steps_of_one_axis(g, batch):
         if w.taps > SMALL_WINDOW or w.taps * c <= FEW_COLUMNS:
-            return "taps", "steps along one axis, few images: views of all taps side by side: one product"
-        return "rows", "steps along one axis, few images: a product for each tap"
+            return "im2col", "steps along one axis, few images: views of all taps side by side: one product"
+        return "row_im2col", "steps along one axis, few images: a product for each tap"
     if _suits_taps_of_one_axis(g, batch, c, o):
-        return "taps", "delta is large for the views of all taps: one product, where the compiler exchanges delta"
+        return "im2col", "delta is large for the views of all taps: one product, where the compiler exchanges delta"
     if _suits_views_of_large_deltas(g, batch, c, o):
         return _views_of_large_delta(w, c, o)
     if w.rank == 2 and _suits_taps(g, batch, c, o):
-        return "taps", "few channels: views of all taps side by side, block by block: one product"
+        return "im2col", "few channels: views of all taps side by side, block by block: one product"
     if w.rank == 2 and w.taps <= MAX_TAPS and _suits_rows(g, batch, c, o):
         if _shares_few_rows(w, c, o):
-            return "taps", "strides: rows of taps share few views; all taps side by side, block by block"
-        return "rows", "views of one row of taps side by side, block by block: a product for each row"
+            return "im2col", "strides: rows of taps share few views; all taps side by side, block by block"
+        return "row_im2col", "views of one row of taps side by side, block by block: a product for each row"
     if _suits_few_columns(g, batch, c, o):
-        return "rows", "many features for the views of one row of taps: a product for each row"
+        return "row_im2col", "many features for the views of one row of taps: a product for each row"
     larger = math.prod(w.output_shape) > math.prod(w.input_shape)
     unpadded = larger or not any(map(any, read_padding(w)))
     if unpadded and gathers_much(w, batch, c) and max(batch, o) > FEW_FEATURES and w.taps <= MAX_TAPS:
-        return "rows", "nothing is padded, so the compiler gathers no windows, which is slow: a product for each row"
+        return "row_im2col", "no padding: XLA:CPU then gathers no windows, which is slow. A GEMM for each row of taps"
     if larger:
-        return "padded", "the compiler exchanges a delta and a smaller input, and loses its fast convolution"
-    return "textbook", "a dense convolution is what the compiler does best"
+        return "pad_input", "the compiler exchanges a delta and a smaller input, and loses its fast convolution"
+    return "direct", "a dense convolution is what the compiler does best"
 
 
 def _suits_views(batch: int, channels: int, fewest: int) -> bool:
@@ -146,13 +146,13 @@ def _suits_neighbours_kernel_grad(g: ConvGeometry, batch: int, channels: int, fe
         if features > FEW_FEATURES or columns < FEW_IMAGES * batch or deltas >= 2 * MOST_OUTPUTS:
             return False
         if w.rank == 1 and w.strides == (1,):
-            return 2 * features <= FEW_FEATURES and _neighbours.together(w, features) == _neighbours.MOST_TOGETHER
+            return 2 * features <= FEW_FEATURES and _width_tiling.together(w, features) == _width_tiling.MOST_TOGETHER
         return w.rank == 1 or w.taps > SMALL_WINDOW
     if not OLD_COMPILER or w.rank != 2 or not SMALL_WINDOW < w.taps <= 9 or columns > FEW_COLUMNS:
         return False
     if features < FEW_FEATURES or channels == 8:
         return False
-    shared = channels > 1 if w.strides[-1] > 1 else _neighbours.together(w, features) % 2 == 0
+    shared = channels > 1 if w.strides[-1] > 1 else _width_tiling.together(w, features) % 2 == 0
     narrow = w.output_shape[-1] <= NARROW or (features >= 4 * FEW_FEATURES and deltas < 2 * MOST_OUTPUTS)
     return shared and narrow and deltas > MANY_DELTAS
 
@@ -194,14 +194,14 @@ def _is_large_delta(w: Window, batch: int, features: int, times: int = 1) -> boo
 
 def _views_of_large_delta(w: Window, channels: int, features: int) -> Choice:
     """Which views: the fewest numbers to gather, but no product of a few rows by many columns."""
-    if channels <= 4 and SOME_FEATURES <= features < MANY_FEATURES and _neighbours.together(w, features) > 1:
-        return "neighbours taps", "delta is large: windows of neighbouring outputs together, block by block"
+    if channels <= 4 and SOME_FEATURES <= features < MANY_FEATURES and _width_tiling.together(w, features) > 1:
+        return "width_tiling im2col", "delta is large: windows of neighbouring outputs together, block by block"
     short = features >= MANY_FEATURES and w.window_shape[-1] * channels < FEW_FEATURES
     at_once = channels >= FEW_FEATURES or short
     few_columns = w.taps * channels <= MORE_COLUMNS or _shares_few_rows(w, channels, features)
     if at_once and w.taps <= MORE_VIEWS and few_columns:
-        return "taps", "delta is large: views of all taps side by side, block by block"
-    return "rows", "delta is large: views of one row of taps side by side, block by block"
+        return "im2col", "delta is large: views of all taps side by side, block by block"
+    return "row_im2col", "delta is large: views of one row of taps side by side, block by block"
 
 
 def _shares_few_rows(w: Window, channels: int, features: int) -> bool:

@@ -4,9 +4,9 @@ import math
 
 import jaxlib
 
+from .._algorithms import _valid_taps
+from .._algorithms._windows import Choice
 from .._geometry import ConvGeometry, Window
-from . import _inside
-from ._windows import Choice
 
 # It leaves narrow convolutions, kernel gradients among them, to one thread; where nothing is padded it gathers nothing.
 OLD_COMPILER = jaxlib.version.__version_info__ < (0, 11)
@@ -32,8 +32,8 @@ MOST_GATHERED = 1 << 21  # numbers that the windows of a whole batch read
 MOST_INSIDE = 0.6  # of what windows read, for a product for each tap
 
 
-def apart(w: Window) -> bool:
-    """Whether every cell lies in one window at most, and windows are blocks or single cells."""
+def non_overlapping(w: Window) -> bool:
+    """Whether every pixel lies in one window at most, and windows are blocks or single pixels."""
     if any(d > 1 for d in w.input_dilation):
         return False
     return w.taps == 1 or (w.window_shape == w.strides and set(w.dilation) <= {1})
@@ -43,16 +43,16 @@ def as_blocks(w: Window) -> Window:
     """The same windows with other strides, where that makes them blocks: one alone along an axis takes no step."""
     steps = zip(w.window_shape, w.strides, w.output_shape, strict=True)
     blocks = w._replace(strides=tuple(k if out == 1 else s for k, s, out in steps))
-    return blocks if apart(blocks) else w
+    return blocks if non_overlapping(blocks) else w
 
 
 def kernel_grad_over_zeros(w: Window) -> Choice | None:
-    """The form of a kernel's gradient where zeros stand between the input's cells, on every platform."""
+    """The form of a kernel's gradient where zeros stand between the input's pixels, on every platform."""
     if all(d == 1 for d in w.input_dilation):
         return None
     if all(s == 1 for s in w.strides):
-        return "mirrored", "the same sum with input and delta exchanged has strides in place of zeros"
-    return "textbook", "strides and input dilation together"
+        return "swap_operands", "the same sum with input and delta exchanged has strides in place of zeros"
+    return "direct", "strides and input dilation together"
 
 
 def is_short_sum(g: ConvGeometry, channels: int, features: int, most: int) -> bool:
@@ -73,11 +73,11 @@ def inside_or_tiles(
     tiles: Choice | None, g: ConvGeometry, channels: int, features: int, few_positions: bool
 ) -> Choice | None:
     """Every tap by itself where much is padding; else the form in tiles, if any; else taps where positions are few."""
-    if _suits_inside(g, channels, features) and _inside.share_inside(g.window) <= MOST_INSIDE:
-        return "inside", "much padding: every tap by itself, without the zeros"
+    if _suits_inside(g, channels, features) and _valid_taps.share_inside(g.window) <= MOST_INSIDE:
+        return "valid_taps", "much padding: every tap by itself, without the zeros"
     if tiles or not few_positions:
         return tiles
-    return "inside", "few positions for the weights: every tap by itself, without the zeros"
+    return "valid_taps", "few positions for the weights: every tap by itself, without the zeros"
 
 
 def has_few_positions(g: ConvGeometry, batch: int, channels: int, features: int) -> bool:

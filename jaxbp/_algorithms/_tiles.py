@@ -16,12 +16,12 @@ from .._geometry import ConvGeometry, dilated_size, read_padding
 from ._windows import pad_axes
 
 # A block's largest temporary, in numbers: 4 MiB of float32.
-CELLS = 1 << 20
+TILE_ELEMENTS = 1 << 20
 # A temporary of more numbers is worth a loop, where a form without one would be faster.
 MOST_WRITTEN = 7 << 20
 
 
-class Blocks(NamedTuple):
+class Tiles(NamedTuple):
     """So many blocks, each of `images` images and `rows` output rows, of which an image has `bands` times as many."""
 
     count: int
@@ -31,12 +31,12 @@ class Blocks(NamedTuple):
     geometry: ConvGeometry
 
 
-def cut(g: ConvGeometry, batch: int, cells: int, multiple: int = 1, times: int = 1) -> Blocks:
-    """Blocks of a multiple of so many rows; their temporaries of `cells` numbers per output fit `times * CELLS`."""
+def tile(g: ConvGeometry, batch: int, elements: int, multiple: int = 1, times: int = 1) -> Tiles:
+    """Tiles of a multiple of so many rows: temporaries, `elements` per output, have at most `times * TILE_ELEMENTS`."""
     w = g.window
     height, *rest = w.output_shape
-    per_row = cells * math.prod(rest)
-    limit = times * CELLS
+    per_row = elements * math.prod(rest)
+    limit = times * TILE_ELEMENTS
     most = max(1, limit // (per_row * multiple)) * multiple
     bands = -(-height // most)
     rows = -(-height // (bands * multiple)) * multiple
@@ -46,7 +46,7 @@ def cut(g: ConvGeometry, batch: int, cells: int, multiple: int = 1, times: int =
         for out, s, k, d in zip((rows, *rest), w.strides, w.window_shape, w.dilation, strict=True)
     )
     window = w.unpadded(reach, output_shape=(rows, *rest))
-    return Blocks(batch // images * bands, images, bands, rows, g._replace(window=window))
+    return Tiles(batch // images * bands, images, bands, rows, g._replace(window=window))
 
 
 def largest_divisor(size: int, most: int) -> int:
@@ -54,20 +54,20 @@ def largest_divisor(size: int, most: int) -> int:
     return max(n for n in range(1, max(1, min(size, most)) + 1) if size % n == 0)
 
 
-def images_at_once(batch: int, cells: int, times: int = 1) -> int:
-    """How many images, in equal parts of the batch, whose temporaries of `cells` numbers each fit `times * CELLS`."""
-    return largest_divisor(batch, times * CELLS // cells)
+def images_at_once(batch: int, elements: int, times: int = 1) -> int:
+    """How many images at a time, with temporaries of `elements` each: a divisor of the batch."""
+    return largest_divisor(batch, times * TILE_ELEMENTS // elements)
 
 
-def block(a: jax.Array, i: jax.Array | int, count: int, axis: int = -1) -> jax.Array:
+def chunk(a: jax.Array, i: jax.Array | int, count: int, axis: int = -1) -> jax.Array:
     """The i-th of `count` equal parts of an axis."""
     size = a.shape[axis] // count
     return lax.dynamic_slice_in_dim(a, i * size, size, axis, allow_negative_indices=False)
 
 
-def map_images(form: Callable[[jax.Array], jax.Array], x: jax.Array, cells: int, times: int = 1) -> jax.Array:
-    """`form` of so many images at a time that temporaries of `cells` numbers for each fit `times * CELLS`."""
-    return some_images(form, [x], images_at_once(x.shape[0], cells, times))
+def map_images(form: Callable[[jax.Array], jax.Array], x: jax.Array, elements: int, times: int = 1) -> jax.Array:
+    """`form` of some images at a time: their temporaries, of `elements` each, have at most `times * TILE_ELEMENTS`."""
+    return some_images(form, [x], images_at_once(x.shape[0], elements, times))
 
 
 def some_images(form: Callable[..., Any], arrays: Sequence[jax.Array], images: int) -> Any:
@@ -76,10 +76,10 @@ def some_images(form: Callable[..., Any], arrays: Sequence[jax.Array], images: i
     if count == 1:
         return form(*arrays)
     # Cut out in the loop: an axis of one image in front of it would be laid out anew, as a copy of the whole input.
-    return put_together(lambda i: form(*(block(a, i, count, axis=0) for a in arrays)), count, arrays[0], axis=0)
+    return map_concat(lambda i: form(*(chunk(a, i, count, axis=0) for a in arrays)), count, arrays[0], axis=0)
 
 
-def put_together(form: Callable[[jax.Array | int], Any], count: int, like: jax.Array, axis: int) -> Any:
+def map_concat(form: Callable[[jax.Array | int], Any], count: int, like: jax.Array, axis: int) -> Any:
     """`form(i)` for so many i, one after the other, each of its arrays written to its place along an axis."""
     # Any number will do, as all are overwritten. Zeros would be one array for all layers, kept, and copied for each.
     number = lax.slice(like, (0,) * like.ndim, (1,) * like.ndim).reshape(())
@@ -98,19 +98,19 @@ def put_together(form: Callable[[jax.Array | int], Any], count: int, like: jax.A
     return lax.fori_loop(0, count, put, jax.tree.map(whole, jax.eval_shape(lambda: form(0))))
 
 
-def map_blocks(form: Callable[..., jax.Array], x: jax.Array, g: ConvGeometry, blocks: Blocks) -> jax.Array:
+def map_tiles(form: Callable[..., jax.Array], x: jax.Array, g: ConvGeometry, blocks: Tiles) -> jax.Array:
     """The forward sum: `form(x, geometry)` of every block, put together."""
     x_block = _input_blocks(x, g, blocks)
     if blocks.count == 1:
         z = form(x_block(0), blocks.geometry)
     else:
-        z = put_together(lambda i: form(x_block(i), blocks.geometry), blocks.count, x, 0)
+        z = map_concat(lambda i: form(x_block(i), blocks.geometry), blocks.count, x, 0)
     z = z.reshape(x.shape[0], blocks.bands * blocks.rows, *g.window.output_shape[1:], z.shape[-1])
     return z[:, : g.window.output_shape[0]]
 
 
-def sum_blocks(
-    form: Callable[..., jax.Array], x: jax.Array, delta: jax.Array, g: ConvGeometry, blocks: Blocks
+def sum_tiles(
+    form: Callable[..., jax.Array], x: jax.Array, delta: jax.Array, g: ConvGeometry, blocks: Tiles
 ) -> jax.Array:
     """The kernel's gradient: the sum of `form(x, delta, geometry)` over all blocks."""
     delta = pad_axes(delta, [1], [(0, blocks.bands * blocks.rows - delta.shape[1])], 0)
@@ -123,11 +123,11 @@ def sum_blocks(
 
 
 def sum_images(
-    form: Callable[[jax.Array, jax.Array], jax.Array], x: jax.Array, delta: jax.Array, cells: int, times: int = 1
+    form: Callable[[jax.Array, jax.Array], jax.Array], x: jax.Array, delta: jax.Array, elements: int, times: int = 1
 ) -> jax.Array:
-    """The sum of `form(x, delta)` of so many images at a time that `cells` numbers for each fit `times * CELLS`."""
-    count = x.shape[0] // images_at_once(x.shape[0], cells, times)
-    return _sum(lambda i: form(*(block(a, i, count, axis=0) for a in (x, delta))), count, x)
+    """The sum of `form(x, delta)` over some images at a time: see `map_images`."""
+    count = x.shape[0] // images_at_once(x.shape[0], elements, times)
+    return _sum(lambda i: form(*(chunk(a, i, count, axis=0) for a in (x, delta))), count, x)
 
 
 def _sum(form: Callable[[jax.Array | int], jax.Array], count: int, like: jax.Array) -> jax.Array:
@@ -138,7 +138,7 @@ def _sum(form: Callable[[jax.Array | int], jax.Array], count: int, like: jax.Arr
     return lax.fori_loop(0, count, lambda i, total: total + form(i), none)
 
 
-def _input_blocks(x: jax.Array, g: ConvGeometry, blocks: Blocks) -> Callable[..., jax.Array]:
+def _input_blocks(x: jax.Array, g: ConvGeometry, blocks: Tiles) -> Callable[..., jax.Array]:
     """The i-th block of the padded input; neighbouring bands share the rows that both of them read."""
     w = g.window
     (low, _), *rest = read_padding(w)
@@ -149,7 +149,7 @@ def _input_blocks(x: jax.Array, g: ConvGeometry, blocks: Blocks) -> Callable[...
     return lambda i: _band(pad_axes(_images(x, i, blocks), range(1, w.rank + 1), pads, 0), i, blocks, step, rows)
 
 
-def _images(a: jax.Array, i: jax.Array | int, blocks: Blocks) -> jax.Array:
+def _images(a: jax.Array, i: jax.Array | int, blocks: Tiles) -> jax.Array:
     """The images of the i-th block."""
     if blocks.images == a.shape[0]:
         return a
@@ -157,7 +157,7 @@ def _images(a: jax.Array, i: jax.Array | int, blocks: Blocks) -> jax.Array:
     return lax.dynamic_slice_in_dim(a, first, blocks.images, allow_negative_indices=False)
 
 
-def _band(images: jax.Array, i: jax.Array | int, blocks: Blocks, step: int, rows: int) -> jax.Array:
+def _band(images: jax.Array, i: jax.Array | int, blocks: Tiles, step: int, rows: int) -> jax.Array:
     """The i-th block of its images: `rows` rows of them, `step` rows after the band before."""
     if blocks.bands == 1:
         return images
