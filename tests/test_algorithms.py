@@ -1,6 +1,6 @@
-"""Every form of every sum, called by itself on random geometries that it is made for: equal to the loops, bit for bit.
+"""Every algorithm of every sum, called by itself on random geometries that it is made for: equal to the loops, bit for bit.
 
-The textbook forms are among them: they are the definition, and equal the loops as well.
+The direct sums are among them: they are the definition, and equal the loops as well.
 """
 
 import ast
@@ -31,9 +31,12 @@ from jaxbp._algorithms import (
     _fold_axis,
     _gemm,
     _im2col,
+    _kn2row,
     _pack_batch,
     _pad_row,
+    _per_group,
     _pools,
+    _row_im2col,
     _shift_add,
     _space_to_batch,
     _subpixel,
@@ -52,7 +55,7 @@ from jaxbp._bench._suite import CASES
 from jaxbp._geometry import ConvGeometry, conv_window, transposed
 from jaxbp._plan import _cpu, _cpu_kernel_grad, _cpu_winograd, _gpu, _limits, _run_on_cpu, _run_on_gpu
 
-# ------------------------------------------------------------------ geometries that a form is made for
+# ------------------------------------------------------------------ geometries that an algorithm is made for
 
 
 def anything(case: Conv) -> Conv:
@@ -133,19 +136,19 @@ def threes(case: Conv) -> Conv:
     return case._replace(kernel=kernel, arguments=case.arguments | dict(strides=1, kernel_dilation=1))
 
 
-def taps_apart(case: Conv) -> Conv:
-    """One group, stride 1; taps lie apart along some axes."""
+def dilated(case: Conv) -> Conv:
+    """One group, stride 1, perhaps dilated."""
     case = one_group(case)
     return case._replace(arguments=case.arguments | dict(strides=1))
 
 
-def taken_back(form: Callable) -> Callable:
-    """A forward form that takes delta back by itself, as the input's gradient."""
+def backward(form: Callable) -> Callable:
+    """A forward algorithm that evaluates the input's gradient by itself."""
     return lambda delta, kernel, g: form(delta, kernel, g._replace(window=transposed(g.window)), back=True)
 
 
 class Form(NamedTuple):
-    """A form, the map that it evaluates, the geometries it takes, and how it is called on (a, b, g)."""
+    """An algorithm, the map that it evaluates, the geometries it takes, and how it is called on (a, b, g)."""
 
     function: Callable
     map: str
@@ -157,46 +160,51 @@ FORMS = [
     Form(_direct.forward, "forward", anything),
     Form(_direct.input_grad, "input", anything),
     Form(_direct.kernel_grad, "kernel", anything),
-    Form(_direct.kernel_grad_by_names, "kernel", anything),
+    Form(_direct.kernel_grad_by_dimension_numbers, "kernel", anything),
     Form(_gemm.forward, "forward", non_overlapping),
     Form(_gemm.transposed, "input", non_overlapping),
     Form(_gemm.kernel_grad, "kernel", non_overlapping),
     Form(_shift_add.forward, "forward", without_zeros),
     Form(_shift_add.kernel_grad, "kernel", without_zeros),
     Form(_shift_add.reductions, "kernel", depthwise),
-    Form(_im2col.kn2row, "forward", along_axes),
-    Form(_im2col.kn2row, "input", along_axes, taken_back(_im2col.kn2row)),
-    Form(_run_on_cpu._project_then_add, "forward", along_axes),
-    Form(_run_on_cpu._project_then_add, "input", along_axes, taken_back(_run_on_cpu._project_then_add)),
-    Form(_im2col.taps_forward, "forward", one_group),
-    Form(_im2col.taps_kernel_grad, "kernel", one_group),
-    Form(_im2col.rows_kernel_grad, "kernel", one_group),
-    Form(_im2col.grouped_kernel_grad, "kernel", without_zeros, lambda x, d, g: _im2col.grouped_kernel_grad(x, d, g, 1)),
+    Form(_kn2row.forward, "forward", along_axes),
+    Form(_kn2row.forward, "input", along_axes, backward(_kn2row.forward)),
+    Form(_run_on_cpu._kn2row_in_tiles, "forward", along_axes),
+    Form(_run_on_cpu._kn2row_in_tiles, "input", along_axes, backward(_run_on_cpu._kn2row_in_tiles)),
+    Form(_im2col.forward, "forward", one_group),
+    Form(_im2col.kernel_grad, "kernel", one_group),
+    Form(_row_im2col.kernel_grad, "kernel", one_group),
     Form(
-        _im2col.grouped_kernel_grad,
+        _per_group.grouped_kernel_grad,
         "kernel",
         without_zeros,
-        lambda x, d, g: _im2col.grouped_kernel_grad(x, d, g, g.feature_group_count),
+        lambda x, d, g: _per_group.grouped_kernel_grad(x, d, g, 1),
+    ),
+    Form(
+        _per_group.grouped_kernel_grad,
+        "kernel",
+        without_zeros,
+        lambda x, d, g: _per_group.grouped_kernel_grad(x, d, g, g.feature_group_count),
     ),
     Form(_winograd.forward, "forward", threes),
-    Form(_winograd.forward, "input", threes, taken_back(_winograd.forward)),
+    Form(_winograd.forward, "input", threes, backward(_winograd.forward)),
     Form(_winograd.kernel_grad, "kernel", threes),
     Form(_swap_operands.forward, "forward", ungrouped),
-    Form(_swap_operands.forward, "input", ungrouped, taken_back(_swap_operands.forward)),
+    Form(_swap_operands.forward, "input", ungrouped, backward(_swap_operands.forward)),
     Form(_pad_row.forward, "forward", along_axes),
     Form(_valid_taps.forward, "forward", one_group),
-    Form(_valid_taps.forward, "input", taps_apart, taken_back(_valid_taps.forward)),
+    Form(_valid_taps.forward, "input", dilated, backward(_valid_taps.forward)),
     Form(_valid_taps.kernel_grad, "kernel", one_group),
     Form(
         _space_to_batch.forward,
         "forward",
-        taps_apart,
+        dilated,
         lambda x, k, g: _space_to_batch.forward(x, k, g, _direct.forward),
     ),
     Form(
         _space_to_batch.kernel_grad,
         "kernel",
-        taps_apart,
+        dilated,
         lambda x, d, g: _space_to_batch.kernel_grad(x, d, g, _direct.kernel_grad),
     ),
     Form(_pack_batch.forward, "forward", more_axes),
@@ -205,19 +213,19 @@ FORMS = [
         _width_tiling.forward,
         "forward",
         one_group,
-        lambda x, k, g: _width_tiling.forward(x, k, g, _im2col.taps_forward),
+        lambda x, k, g: _width_tiling.forward(x, k, g, _im2col.forward),
     ),
     Form(
         _width_tiling.kernel_grad,
         "kernel",
         one_group,
-        lambda x, d, g: _width_tiling.kernel_grad(x, d, g, _im2col.rows_kernel_grad),
+        lambda x, d, g: _width_tiling.kernel_grad(x, d, g, _row_im2col.kernel_grad),
     ),
     Form(
         _width_tiling.kernel_grad,
         "kernel",
         one_group,
-        lambda x, d, g: _width_tiling.kernel_grad(x, d, g, _im2col.taps_kernel_grad),
+        lambda x, d, g: _width_tiling.kernel_grad(x, d, g, _im2col.kernel_grad),
     ),
     Form(
         _subpixel.forward,
@@ -226,30 +234,30 @@ FORMS = [
         lambda x, k, g: _subpixel.forward(x, k, g, _direct.forward, _tiles.map_images),
     ),
     Form(
-        _fold_axis.fold_forward,
+        _fold_axis.forward,
         "forward",
         more_axes,
-        lambda x, k, g: _fold_axis.fold_forward(x, k, g, _direct.forward, _windows.side_by_side),
+        lambda x, k, g: _fold_axis.forward(x, k, g, _direct.forward, _windows.concat_views),
     ),
     Form(
-        _fold_axis.fold_kernel_grad,
+        _fold_axis.kernel_grad,
         "kernel",
         more_axes,
-        lambda x, d, g: _fold_axis.fold_kernel_grad(x, d, g, _direct.kernel_grad, _windows.view_by_view),
+        lambda x, d, g: _fold_axis.kernel_grad(x, d, g, _direct.kernel_grad, _windows.concat_views_by_axis),
     ),
     Form(
-        _run_on_cpu._group_by_group,
+        _per_group.per_group,
         "forward",
         anything,
-        lambda x, k, g: _run_on_cpu._group_by_group(_direct.forward, x, k, g),
+        lambda x, k, g: _per_group.per_group(_direct.forward, x, k, g),
     ),
     Form(
-        _run_on_cpu._group_by_group,
+        _per_group.per_group,
         "kernel",
         anything,
-        lambda x, d, g: _run_on_cpu._group_by_group(_direct.kernel_grad, x, d, g),
+        lambda x, d, g: _per_group.per_group(_direct.kernel_grad, x, d, g),
     ),
-    Form(_run_on_cpu._image_by_image, "forward", anything),
+    Form(_run_on_cpu._per_image, "forward", anything),
     Form(_run_on_cpu.forward, "forward", anything),
     Form(_run_on_cpu.input_grad, "input", anything),
     Form(_run_on_cpu.kernel_grad, "kernel", anything),
@@ -259,18 +267,18 @@ FORMS = [
 ]
 
 
-# The forms that work block by block.
-CUT = (
-    _run_on_cpu._project_then_add,
-    _im2col.taps_kernel_grad,
-    _im2col.rows_kernel_grad,
+# The algorithms that work tile by tile.
+TILED = (
+    _run_on_cpu._kn2row_in_tiles,
+    _im2col.kernel_grad,
+    _row_im2col.kernel_grad,
     _winograd.forward,
     _winograd.kernel_grad,
     _valid_taps.forward,
     _valid_taps.kernel_grad,
     _pack_batch.forward,
     _subpixel.forward,
-    _run_on_cpu._image_by_image,
+    _run_on_cpu._per_image,
 )
 
 
@@ -279,7 +287,7 @@ def name_of(form: Form) -> str:
 
 
 def check(form: Form, case: Conv) -> None:
-    """The form's result equals that of the loops."""
+    """The algorithm's result equals that of the loops."""
     arguments = lower_cased(dict(padding="SAME", strides=1, input_dilation=1, kernel_dilation=1) | case.arguments)
     x, kernel = integers(1, case.x), integers(2, case.kernel)
     window = conv_window(
@@ -300,7 +308,7 @@ def check(form: Form, case: Conv) -> None:
 
 
 def fits(case: Conv) -> bool:
-    """Whether a window fits, and XLA has no known error there (the forms are built on its convolutions)."""
+    """Whether a window fits, and XLA has no known error there (the algorithms are built on its convolutions)."""
     arguments = lower_cased(case.arguments)
     try:
         conv_window(
@@ -315,7 +323,7 @@ def fits(case: Conv) -> bool:
 @pytest.mark.parametrize("form", FORMS, ids=name_of)
 @settings(max_examples=max(6, settings.default.max_examples // 3))
 @given(case=convolutions())
-def test_form_equals_loops(form, case):
+def test_algorithm_equals_loops(form, case):
     case = form.fit(case)
     assume(fits(case))
     check(form, case)
@@ -323,20 +331,20 @@ def test_form_equals_loops(form, case):
 
 @pytest.mark.parametrize(
     "form",
-    [f for f in FORMS if f.function in CUT],
+    [f for f in FORMS if f.function in TILED],
     ids=name_of,
 )
-@pytest.mark.parametrize("pixels", [1, 1 << 10])
+@pytest.mark.parametrize("elements", [1, 1 << 10])
 @settings(max_examples=8)
 @given(case=convolutions())
-def test_blocks_of_every_size(form, pixels, case):
+def test_tiles_of_every_size(form, elements, case):
     """One row of one image at a time, some rows, some images."""
     case = form.fit(case)
     assume(fits(case))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_tiles, "TILE_ELEMENTS", pixels)
+        patch.setattr(_tiles, "TILE_ELEMENTS", elements)
         for module in (_cpu, _cpu_kernel_grad, _limits):
-            patch.setattr(module, "MOST_OUTPUTS", pixels)
+            patch.setattr(module, "MOST_OUTPUTS", elements)
         check(form, case)
 
 
@@ -352,21 +360,21 @@ def test_products_of_one_image_at_a_time(function, map, case):
     assume(fits(case))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_tiles, "TILE_ELEMENTS", 1)
-        patch.setattr(_run_on_cpu, "MOST_WRITTEN", 1)
+        patch.setattr(_run_on_cpu, "MOST_MATERIALIZED", 1)
         check(Form(function, map, non_overlapping), case)
 
 
 @pytest.mark.parametrize("form", [f for f in FORMS if f.function.__module__.endswith("_shift_add")], ids=name_of)
-@pytest.mark.parametrize(("terms", "pixels"), [(1, 1), (4, 1 << 20)], ids=["one by one", "some"])
+@pytest.mark.parametrize(("terms", "elements"), [(1, 1), (4, 1 << 20)], ids=["one by one", "some"])
 @settings(max_examples=10)
 @given(case=convolutions())
-def test_some_rows_of_a_window(form, terms, pixels, case):
+def test_some_rows_of_a_window(form, terms, elements, case):
     """Random windows are small: the loops over the rows of a large one, and over images, for windows of any size."""
     case = form.fit(case)
     assume(fits(case))
     with pytest.MonkeyPatch.context() as patch:
         for module in (_tiles, _shift_add):
-            patch.setattr(module, "TILE_ELEMENTS", pixels)
+            patch.setattr(module, "TILE_ELEMENTS", elements)
         for limit in ("TERMS_AT_ONCE", "TERMS_IN_PASS", "TAPS_AT_ONCE"):
             patch.setattr(_shift_add, limit, terms)
         check(form, case)
@@ -374,34 +382,34 @@ def test_some_rows_of_a_window(form, terms, pixels, case):
 
 @pytest.mark.parametrize("name", ["windows wholly in padding", "many channels, windows wholly in padding"])
 @pytest.mark.parametrize("form", FORMS[:3], ids=name_of)
-def test_textbook_where_the_compiler_would_read_outside(form, name):
+def test_direct_where_the_compiler_would_read_outside(form, name):
     """Cropping and padding at once is cropped first: see `lax_is_right`."""
     check(form, CONVS[name])
 
 
-def test_every_form_is_tested():
-    """The public functions of all modules that hold forms."""
+def test_every_algorithm_is_tested():
+    """The public functions of all modules that hold algorithms, or choose between them."""
     helpers = {
-        "_cpu": {"forward_form", "input_grad_form", "steps_over_zeros", "times_at_once"},
+        "_cpu": {"forward_form", "input_grad_form", "steps_over_zeros", "tile_factor"},
         "_cpu_kernel_grad": {"kernel_grad_form"},
         "_limits": {
-            *("non_overlapping", "as_blocks", "is_short_sum", "kernel_grad_over_zeros"),
-            *("gathers_much", "has_few_positions", "inside_or_tiles", "suits_multiply_add"),
+            *("non_overlapping", "as_patches", "is_short_sum", "kernel_grad_over_zeros"),
+            *("gathers_much", "has_few_positions", "valid_taps_or_winograd", "suits_shift_add"),
         },
-        "_cpu_winograd": {"forward_tiles", "kernel_grad_tiles", "features_in_part"},
+        "_cpu_winograd": {"forward_winograd", "kernel_grad_winograd", "features_in_chunk"},
         "_gpu": {"forward_form", "input_grad_form", "kernel_grad_form"},
-        "_direct": {"rot180", "exchange_channels", "taken_back"},
+        "_direct": {"rot180", "swap_channels", "backward_kernel"},
         "_tiles": {
             *("chunk", "tile", "images_at_once", "largest_divisor"),
             *("map_tiles", "map_images", "map_concat", "some_images", "sum_tiles", "sum_images"),
         },
         "_gemm": {"over_positions", "read_across"},
-        "_valid_taps": {"share_inside"},
-        "_winograd": {"blocks", "tile_counts"},
-        "_space_to_batch": {"phases"},
+        "_valid_taps": {"valid_share"},
+        "_winograd": {"cache_tiles", "tile_counts"},
+        "_space_to_batch": {"phase_geometry"},
         "_subpixel": {"block_window"},
-        "_width_tiling": {"together", "neighbours"},
-        "_pack_batch": {"images_in_a_row", "tasks"},
+        "_width_tiling": {"tile_width", "tiled"},
+        "_pack_batch": {"packed_images", "tasks"},
     }
     tested = {name_of(form) for form in FORMS}
     for package in (_algorithms, _plan):
@@ -498,20 +506,20 @@ def names_of(choice, module=_cpu):
 @pytest.mark.parametrize(("choices", "evaluations"), [(_cpu, _run_on_cpu), (_gpu, _run_on_gpu)], ids=["cpu", "gpu"])
 @pytest.mark.parametrize(("choice", "evaluation"), [("forward_form", "forward"), ("kernel_grad_form", "kernel_grad")])
 def test_every_name_that_is_chosen_is_evaluated(choices, evaluations, choice, evaluation):
-    """A misspelt name would quietly be the textbook form."""
+    """A misspelt name would quietly be the direct sum."""
     evaluated = strings(functions_of(evaluations)[evaluation], "evaluated")
     assert names_of(choice, choices) - {"direct"} == evaluated
 
 
 @pytest.mark.parametrize("features", [257, 300, 512, 514, 521, 1000, 1024])
-def test_large_weights_are_cut_into_few_parts(features):
+def test_large_weights_are_taken_in_few_chunks(features):
     """Features that do not divide are not taken one by one, in as many passes over the input."""
     g = ConvGeometry(conv_window("test", (2, 28, 28, 512), (3, 3, 512, features), 1, "SAME", 1, 1, 1), 1)
     for choice in (_cpu.forward_form, _cpu.input_grad_form, _cpu_kernel_grad.kernel_grad_form):
         name, _ = choice(g, 2, 512, features)
         inputs, outputs = (features, 512) if choice is _cpu.input_grad_form else (512, features)
-        if name == "winograd in parts":
-            count = outputs // _cpu_winograd.features_in_part(inputs, outputs)
+        if name == "winograd in chunks":
+            count = outputs // _cpu_winograd.features_in_chunk(inputs, outputs)
             assert count * _cpu_winograd.MOST_WEIGHTS <= 4 * inputs * outputs
 
 
@@ -528,7 +536,7 @@ def geometry_of(case):
 @settings(max_examples=2500, derandomize=True)
 @given(st.data())
 def draw_names(seen, data):
-    """Collect the forms that the choices name for a random geometry."""
+    """Collect the algorithms that the choices name for a random geometry."""
     case = data.draw(convolutions(common_only=data.draw(st.sampled_from([False, False, True]))))
     case = data.draw(st.sampled_from([anything, anything, large_window]))(case)
     assume(fits(case))
@@ -642,7 +650,7 @@ def test_kernel_gradients_in_a_loop_keep_the_fast_layout(x, kernel):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "float16", "int32", "uint8"])
-def test_written_changes_nothing(dtype):
+def test_materialize_changes_nothing(dtype):
     """Not a bit of it: zeros of both signs, infinities, NaN, the smallest and the largest numbers."""
     with jax.enable_x64(dtype == "float64"):
         finite = jnp.finfo(dtype) if "float" in dtype else jnp.iinfo(dtype)
@@ -653,8 +661,8 @@ def test_written_changes_nothing(dtype):
         assert np.asarray(result).tobytes() == np.asarray(numbers).tobytes()
 
 
-def test_the_compiler_does_not_see_through_written():
-    """As soon as it finds the divisor to be 1 it will repeat what should be written."""
+def test_the_compiler_does_not_see_through_materialize():
+    """As soon as it finds the divisor to be 1 it will repeat what should be materialized."""
     program = jax.jit(lambda x: materialize(x * 2)).lower(normal(1, (8,))).compile()
     assert "divide(" in program.as_text()
 
@@ -705,7 +713,7 @@ def test_pools_of_some_images_at_a_time(monkeypatch, name, images):
         parts.append(arrays[0].shape[0] // most)
         return _tiles.some_images(form, arrays, most)
 
-    monkeypatch.setattr(_pools, "MOST_WRITTEN", 1)
+    monkeypatch.setattr(_pools, "MOST_MATERIALIZED", 1)
     monkeypatch.setattr(_pools, "images_at_once", lambda batch, pixels, times: images)
     monkeypatch.setattr(_pools, "some_images", some_images)
     case = POOLS[name]

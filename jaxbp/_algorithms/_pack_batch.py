@@ -1,8 +1,8 @@
-"""A batch of narrow images as a few wide ones, between which stands the padding.
+"""pack_batch: several narrow images packed into one wide image, with their padding between them.
 
-Up to jaxlib 0.10 XLA:CPU divides a convolution among threads along its last spatial axis alone: narrow images with
-few channels are left to one of them. Side by side they are one task for each thread; outputs across a border are not
-used. Two more copies, of the input and of the outputs, cost less than the second thread brings.
+A work-around for jaxlib up to 0.10. XLA:CPU divides a convolution among threads along its last spatial axis alone, so
+narrow images with few channels run on one thread. A packed image is a task for each thread. Outputs whose windows lie
+across a border are dropped. Two more copies, of the input and of the outputs, cost less than the second thread gains.
 """
 
 import math
@@ -16,29 +16,29 @@ from ._memory import materialize
 from ._tiles import images_at_once, largest_divisor, map_images
 from ._windows import pad_axes
 
-# The compiler's cost of a task: (outputs along the last axis + features) times the numbers of a window.
+# XLA:CPU's cost of one task: (outputs along the last axis + features) times the elements of a window.
 TASK = 3 << 15
-# How many blocks' numbers of the input are taken at once.
+# Elements of the input that are packed at once, as a multiple of TILE_ELEMENTS.
 TIMES = 2
 
 
 def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
-    """The textbook form of so many images side by side that there is work for several threads; part by part."""
-    return map_images(lambda x: _strips(x, kernel, g), x, _pixels(g, x.shape[-1]), TIMES)
+    """The direct sum of packed images, which have work for several threads; of some images at a time."""
+    return map_images(lambda x: _packed(x, kernel, g), x, _image_elements(g, x.shape[-1]), TIMES)
 
 
-def _strips(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
-    """Rows of images, with their padding between them, as wide images; and the outputs back in their place."""
+def _packed(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
+    """Pack, convolve, and take the outputs apart."""
     w, n, features = g.window, x.shape[0], kernel.shape[-1]
     *_, out = w.output_shape
     *_, stride = w.strides
     span = dilated_size(w.window_shape[-1], w.dilation[-1])
     low, high = read_padding(w)[-1]
-    # Every image begins where a window does.
+    # Every image begins at a multiple of the stride.
     pixels = -(-(low + w.input_shape[-1] + high) // stride) * stride
     x = pad_axes(x, [w.rank], [(low, pixels - low - w.input_shape[-1])], 0)
 
-    images = images_in_a_row(g, n, x.shape[-1], features)
+    images = packed_images(g, n, x.shape[-1], features)
     strips = jnp.moveaxis(x.reshape(-1, images, *x.shape[1:]), 1, w.rank)
     wide = w._replace(
         input_shape=(*w.input_shape[:-1], images * pixels),
@@ -51,23 +51,23 @@ def _strips(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
     return materialize(jnp.moveaxis(z[..., :out, :], w.rank, 1).reshape(n, *w.output_shape, features))
 
 
-def images_in_a_row(g: ConvGeometry, batch: int, channels: int, features: int) -> int:
-    """As many as make four tasks, if the part of the batch that is taken at once has them."""
-    at_once = images_at_once(batch, _pixels(g, channels), TIMES)
-    most = max(1, 4 * TASK // _numbers(g, channels) - features) // g.window.output_shape[-1]
+def packed_images(g: ConvGeometry, batch: int, channels: int, features: int) -> int:
+    """Images in one packed image: as many as make four tasks, if the batch has them."""
+    at_once = images_at_once(batch, _image_elements(g, channels), TIMES)
+    most = max(1, 4 * TASK // _window_elements(g, channels) - features) // g.window.output_shape[-1]
     return largest_divisor(at_once, most)
 
 
 def tasks(g: ConvGeometry, images: int, channels: int, features: int) -> float:
-    """About how many tasks the compiler makes of so many images side by side, if more than one."""
-    return (images * g.window.output_shape[-1] + features) * _numbers(g, channels) / TASK
+    """About how many tasks XLA:CPU makes of so many images packed into one."""
+    return (images * g.window.output_shape[-1] + features) * _window_elements(g, channels) / TASK
 
 
-def _pixels(g: ConvGeometry, channels: int) -> int:
-    """The numbers of an image."""
+def _image_elements(g: ConvGeometry, channels: int) -> int:
+    """Elements of an image."""
     return math.prod(g.window.input_shape) * channels
 
 
-def _numbers(g: ConvGeometry, channels: int) -> int:
-    """Of a window; the compiler divides the sum over more than 1024."""
+def _window_elements(g: ConvGeometry, channels: int) -> int:
+    """Elements of a window, as XLA:CPU counts them: it divides a sum over more than 1024."""
     return min(math.prod(g.window.window_shape) * channels, 1024)

@@ -1,7 +1,8 @@
-"""Sums evaluated block by block: some images, or a band of one image's rows, whose temporaries stay in the cache.
+"""Cache tiles: sums evaluated for some images, or a band of one image's rows, at a time.
 
-Large temporaries are slow on a CPU: they leave the cache, and their pages are mapped anew on every call. A form is
-called with one block of the padded input (and of delta), and with the geometry of that block, which has no padding.
+Large temporaries are slow on a CPU: they do not stay in the cache, and their pages are mapped anew on every call. An
+algorithm is called with one tile of the padded input (and of delta), and with the geometry of that tile, which has no
+padding. A chunk is one of several equal parts of an axis.
 """
 
 import math
@@ -15,14 +16,14 @@ from jax import lax
 from .._geometry import ConvGeometry, dilated_size, read_padding
 from ._windows import pad_axes
 
-# A block's largest temporary, in numbers: 4 MiB of float32.
+# Elements of a tile's largest temporary: 4 MiB of float32.
 TILE_ELEMENTS = 1 << 20
-# A temporary of more numbers is worth a loop, where a form without one would be faster.
-MOST_WRITTEN = 7 << 20
+# A temporary of more elements than this is worth a loop.
+MOST_MATERIALIZED = 7 << 20
 
 
 class Tiles(NamedTuple):
-    """So many blocks, each of `images` images and `rows` output rows, of which an image has `bands` times as many."""
+    """`count` tiles, each of `images` images and `rows` output rows; an image has `bands` such bands of rows."""
 
     count: int
     images: int
@@ -75,13 +76,13 @@ def some_images(form: Callable[..., Any], arrays: Sequence[jax.Array], images: i
     count = arrays[0].shape[0] // images
     if count == 1:
         return form(*arrays)
-    # Cut out in the loop: an axis of one image in front of it would be laid out anew, as a copy of the whole input.
+    # Sliced inside the loop. Mapping over a leading axis would copy the whole input into another layout.
     return map_concat(lambda i: form(*(chunk(a, i, count, axis=0) for a in arrays)), count, arrays[0], axis=0)
 
 
 def map_concat(form: Callable[[jax.Array | int], Any], count: int, like: jax.Array, axis: int) -> Any:
-    """`form(i)` for so many i, one after the other, each of its arrays written to its place along an axis."""
-    # Any number will do, as all are overwritten. Zeros would be one array for all layers, kept, and copied for each.
+    """`form(i)` for `count` values of i, one after the other, concatenated along an axis."""
+    # Any value will do, as all elements are overwritten. Zeros would be one array for all layers, kept and copied.
     number = lax.slice(like, (0,) * like.ndim, (1,) * like.ndim).reshape(())
 
     def whole(part: jax.ShapeDtypeStruct) -> jax.Array:
@@ -98,28 +99,28 @@ def map_concat(form: Callable[[jax.Array | int], Any], count: int, like: jax.Arr
     return lax.fori_loop(0, count, put, jax.tree.map(whole, jax.eval_shape(lambda: form(0))))
 
 
-def map_tiles(form: Callable[..., jax.Array], x: jax.Array, g: ConvGeometry, blocks: Tiles) -> jax.Array:
-    """The forward sum: `form(x, geometry)` of every block, put together."""
-    x_block = _input_blocks(x, g, blocks)
-    if blocks.count == 1:
-        z = form(x_block(0), blocks.geometry)
+def map_tiles(form: Callable[..., jax.Array], x: jax.Array, g: ConvGeometry, tiles: Tiles) -> jax.Array:
+    """The forward sum: `form(x, geometry)` of every tile, concatenated."""
+    x_tile = _input_tiles(x, g, tiles)
+    if tiles.count == 1:
+        z = form(x_tile(0), tiles.geometry)
     else:
-        z = map_concat(lambda i: form(x_block(i), blocks.geometry), blocks.count, x, 0)
-    z = z.reshape(x.shape[0], blocks.bands * blocks.rows, *g.window.output_shape[1:], z.shape[-1])
+        z = map_concat(lambda i: form(x_tile(i), tiles.geometry), tiles.count, x, 0)
+    z = z.reshape(x.shape[0], tiles.bands * tiles.rows, *g.window.output_shape[1:], z.shape[-1])
     return z[:, : g.window.output_shape[0]]
 
 
 def sum_tiles(
-    form: Callable[..., jax.Array], x: jax.Array, delta: jax.Array, g: ConvGeometry, blocks: Tiles
+    form: Callable[..., jax.Array], x: jax.Array, delta: jax.Array, g: ConvGeometry, tiles: Tiles
 ) -> jax.Array:
-    """The kernel's gradient: the sum of `form(x, delta, geometry)` over all blocks."""
-    delta = pad_axes(delta, [1], [(0, blocks.bands * blocks.rows - delta.shape[1])], 0)
-    x_block = _input_blocks(x, g, blocks)
+    """The kernel's gradient: the sum of `form(x, delta, geometry)` over all tiles."""
+    delta = pad_axes(delta, [1], [(0, tiles.bands * tiles.rows - delta.shape[1])], 0)
+    x_tile = _input_tiles(x, g, tiles)
 
-    def delta_block(i: jax.Array | int) -> jax.Array:
-        return _band(_images(delta, i, blocks), i, blocks, blocks.rows, blocks.rows)
+    def delta_tile(i: jax.Array | int) -> jax.Array:
+        return _band(_images(delta, i, tiles), i, tiles, tiles.rows, tiles.rows)
 
-    return _sum(lambda i: form(x_block(i), delta_block(i), blocks.geometry), blocks.count, x)
+    return _sum(lambda i: form(x_tile(i), delta_tile(i), tiles.geometry), tiles.count, x)
 
 
 def sum_images(
@@ -131,34 +132,34 @@ def sum_images(
 
 
 def _sum(form: Callable[[jax.Array | int], jax.Array], count: int, like: jax.Array) -> jax.Array:
-    """`form(i)` added up over so many i, one after the other."""
+    """The sum of `form(i)` for `count` values of i, one after the other."""
     if count == 1:
         return form(0)
     none = jnp.zeros_like(like, shape=jax.eval_shape(lambda: form(0)).shape)
     return lax.fori_loop(0, count, lambda i, total: total + form(i), none)
 
 
-def _input_blocks(x: jax.Array, g: ConvGeometry, blocks: Tiles) -> Callable[..., jax.Array]:
-    """The i-th block of the padded input; neighbouring bands share the rows that both of them read."""
+def _input_tiles(x: jax.Array, g: ConvGeometry, tiles: Tiles) -> Callable[..., jax.Array]:
+    """The i-th tile of the padded input. Neighbouring bands overlap in the rows that both read."""
     w = g.window
     (low, _), *rest = read_padding(w)
-    read = (blocks.bands * blocks.rows - 1) * w.strides[0] + dilated_size(w.window_shape[0], w.dilation[0])
+    read = (tiles.bands * tiles.rows - 1) * w.strides[0] + dilated_size(w.window_shape[0], w.dilation[0])
     pads = [(low, read - low - x.shape[1]), *rest]
-    step, rows = blocks.rows * w.strides[0], blocks.geometry.window.input_shape[0]
-    # Padded here a block is written to the cache first; padded before, all of the input would be copied.
-    return lambda i: _band(pad_axes(_images(x, i, blocks), range(1, w.rank + 1), pads, 0), i, blocks, step, rows)
+    step, rows = tiles.rows * w.strides[0], tiles.geometry.window.input_shape[0]
+    # Each tile is padded by itself, in the cache. Padded once for all, the whole input would be copied.
+    return lambda i: _band(pad_axes(_images(x, i, tiles), range(1, w.rank + 1), pads, 0), i, tiles, step, rows)
 
 
-def _images(a: jax.Array, i: jax.Array | int, blocks: Tiles) -> jax.Array:
-    """The images of the i-th block."""
-    if blocks.images == a.shape[0]:
+def _images(a: jax.Array, i: jax.Array | int, tiles: Tiles) -> jax.Array:
+    """The images of the i-th tile."""
+    if tiles.images == a.shape[0]:
         return a
-    first = i * blocks.images if blocks.bands == 1 else lax.div(i, blocks.bands) * blocks.images
-    return lax.dynamic_slice_in_dim(a, first, blocks.images, allow_negative_indices=False)
+    first = i * tiles.images if tiles.bands == 1 else lax.div(i, tiles.bands) * tiles.images
+    return lax.dynamic_slice_in_dim(a, first, tiles.images, allow_negative_indices=False)
 
 
-def _band(images: jax.Array, i: jax.Array | int, blocks: Tiles, step: int, rows: int) -> jax.Array:
-    """The i-th block of its images: `rows` rows of them, `step` rows after the band before."""
-    if blocks.bands == 1:
+def _band(images: jax.Array, i: jax.Array | int, tiles: Tiles, step: int, rows: int) -> jax.Array:
+    """The i-th tile's band of its images: `rows` rows, `step` rows after the previous band."""
+    if tiles.bands == 1:
         return images
-    return lax.dynamic_slice_in_dim(images, lax.rem(i, blocks.bands) * step, rows, 1, allow_negative_indices=False)
+    return lax.dynamic_slice_in_dim(images, lax.rem(i, tiles.bands) * step, rows, 1, allow_negative_indices=False)

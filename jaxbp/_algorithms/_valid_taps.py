@@ -1,8 +1,8 @@
-"""Windows that read much padding: every tap by itself, with the pixels inside the input alone.
+"""valid_taps: a GEMM for each tap, of the valid pixels alone, where windows read much padding.
 
-A convolution multiplies the zeros of its padding too: about half of all it multiplies where taps lie 12 pixels apart on
-an input of 33x33, or where a window of 3x3 slides over one of 2x2. The outputs for which one tap reads the input are a
-rectangle, and so are the pixels that it reads: a matrix product for each tap, and no zeros.
+A convolution multiplies the zeros of its padding, too. That is about half of its products where taps lie 12 pixels
+apart on an input of 33x33, or where a window of 3x3 slides over an input of 2x2. The outputs for which a tap reads the
+input are a rectangle, and so are the pixels that it reads.
 """
 
 import itertools
@@ -22,43 +22,43 @@ Slices = tuple[slice, ...]
 
 
 def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry, back: bool = False) -> jax.Array:
-    """Each tap's pixels times its weights, added where its outputs are; taken back, with the rotated window."""
+    """Each tap's valid pixels times its weights, added to its outputs. With `back`, the kernel is rotated."""
     w, channels, features = g.window, x.shape[-1], kernel.shape[-2 if back else -1]
 
     def outputs(x: jax.Array) -> jax.Array:
         z = jnp.zeros_like(x, shape=(x.shape[0], *w.output_shape, features))
         for tap, pixels, places in _rectangles(w):
             weights = kernel[tuple(-1 - t for t in tap)].T if back else kernel[tap]
-            part = jnp.matmul(_cut_out(x, pixels), weights, precision=g.precision)
+            part = jnp.matmul(_gather(x, pixels), weights, precision=g.precision)
             part = part.reshape(x.shape[0], *(s.stop - s.start for s in places[1:]), features)
             pads = [(s.start, out - s.stop) for s, out in zip(places[1:], w.output_shape, strict=True)]
             z = z + pad_axes(part, range(1, w.rank + 1), pads, 0)
         return z
 
-    return map_images(outputs, x, _numbers(w, channels, features), times=2)
+    return map_images(outputs, x, _elements(w, channels, features), times=2)
 
 
 def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
-    """Each tap's pixels times the delta of its outputs, summed over them."""
+    """Each tap's valid pixels times the delta of its outputs, summed over them."""
     w, channels, features = g.window, x.shape[-1], delta.shape[-1]
 
     def products(x: jax.Array, delta: jax.Array) -> jax.Array:
         none = jnp.zeros_like(x, shape=(channels, features))
         by_tap = {
             tap: read_across(
-                _cut_out(x, pixels).reshape(-1, channels), _cut_out(delta, places).reshape(-1, features), g.precision
+                _gather(x, pixels).reshape(-1, channels), _gather(delta, places).reshape(-1, features), g.precision
             )
             for tap, pixels, places in _rectangles(w)
         }
         taps = itertools.product(*map(range, w.window_shape))
         return jnp.stack([by_tap.get(tap, none) for tap in taps])
 
-    sums = sum_images(products, x, delta, _numbers(w, channels, features), times=2)
+    sums = sum_images(products, x, delta, _elements(w, channels, features), times=2)
     return sums.reshape(*w.window_shape, channels, features)
 
 
-def share_inside(w: Window) -> float:
-    """Which part of what the windows read lies inside the input."""
+def valid_share(w: Window) -> float:
+    """The share of what the windows read that lies inside the input."""
     axes = zip(outputs_inside(w), w.window_shape, w.output_shape, strict=True)
     return math.prod(sum(end - first for first, end in pairs) / (k * out) for pairs, k, out in axes)
 
@@ -77,13 +77,13 @@ def _rectangles(w: Window) -> Iterator[tuple[tuple[int, ...], Slices, Slices]]:
             yield tap, tuple(pixels), tuple(places)
 
 
-def _cut_out(a: jax.Array, pixels: Slices) -> jax.Array:
-    """(N, pixels, C): a rectangle of pixels, gathered, which takes half a slice's time to compile."""
+def _gather(a: jax.Array, pixels: Slices) -> jax.Array:
+    """(N, pixels, C): a rectangle of pixels. A gather compiles in half the time of a slice."""
     sizes = a.shape[1:-1]
     places = np.arange(math.prod(sizes), dtype=np.int32).reshape(sizes)
     return gather_pixels(a, places[pixels[1:]].ravel())
 
 
-def _numbers(w: Window, channels: int, features: int) -> int:
-    """Of an image's input and outputs."""
+def _elements(w: Window, channels: int, features: int) -> int:
+    """Elements of an image's input and outputs."""
     return math.prod(w.input_shape) * channels + math.prod(w.output_shape) * features

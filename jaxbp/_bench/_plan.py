@@ -1,4 +1,4 @@
-"""Which form evaluates each sum of a case, and why."""
+"""Which algorithm evaluates each sum of a case, and why."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -12,16 +12,16 @@ from ._suite import Case
 
 
 class Step(NamedTuple):
-    """The form of a map on a platform, and why."""
+    """The algorithm of a map on a platform, and why."""
 
     map: str
     platform: str
-    form: str
+    algorithm: str
     reason: str
 
 
 def plan(case: Case, dtype: str) -> list[Step]:
-    """The form of each map of a convolution or a pool, on a CPU and on an NVIDIA GPU."""
+    """The algorithm of each map of a convolution or a pool, on a CPU and on an NVIDIA GPU."""
     if case.pools:
         window, strides, padding = case.arguments
         return _pool_plan(case.op, make_window(case.op, case.shapes[0][1:-1], window, strides, padding))
@@ -39,7 +39,7 @@ def plan(case: Case, dtype: str) -> list[Step]:
 
 
 def _pool_plan(op: str, w: Window) -> list[Step]:
-    """The forms of a pool's two sums."""
+    """The algorithms of a pool's two sums."""
     if op == "max_pool":
         forward, back = _windows.max_form(w), _upsample.winners_form(w, chosen=True)
     else:
@@ -49,11 +49,11 @@ def _pool_plan(op: str, w: Window) -> list[Step]:
 
 def plan_text(cases: Iterable[Case], dtype: str) -> str:
     """The plans of some cases, as a table."""
-    lines = ["forms on a CPU and on an NVIDIA GPU; on other platforms convolutions take the textbook form"]
+    lines = ["algorithms on a CPU and on an NVIDIA GPU; on other platforms convolutions are direct"]
     for case in cases:
         lines.append(case.name)
         for step in plan(case, dtype):
-            lines.append(f"  {step.map:15}  {step.platform:3}  {step.form:20}  {step.reason}")
+            lines.append(f"  {step.map:15}  {step.platform:3}  {step.algorithm:24}  {step.reason}")
     return "\n".join(lines)
 
 

@@ -1,7 +1,8 @@
-"""How each sum is evaluated: forms that are algebraically equal, and the choice between them.
+"""Which algorithm of `_algorithms` evaluates a sum, on each platform: the entry points of the sums of convs and pools.
 
-No gradients and no validation here: a rule in `_conv.py` or `_max_pool.py` says what is computed, with a geometry
-that was checked once.
+No gradients and no validation here: a rule in `_conv.py` or `_max_pool.py` says what is computed, with a geometry that
+was checked once. `_cpu`, `_cpu_kernel_grad`, `_cpu_winograd` and `_gpu` choose. `_run_on_cpu` and `_run_on_gpu` run
+what was chosen.
 """
 
 from collections.abc import Callable
@@ -55,7 +56,7 @@ def conv_kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Arr
 
 @partial(jax.jit, static_argnums=(2, 3), inline=True)
 def _kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry, mapped: bool) -> jax.Array:
-    """The same; below a vmap every example has a kernel gradient of its own, and no form may group them."""
+    """The same. Below a vmap every example has a kernel gradient of its own, and no algorithm may group them."""
     shape = (*g.window.window_shape, x.shape[-1] // g.feature_group_count, delta.shape[-1])
     if 0 in (*x.shape, *delta.shape):
         return jnp.zeros(shape, x.dtype)
@@ -63,12 +64,12 @@ def _kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry, mapped: bool) 
     sizes = x.shape[0], x.shape[-1], delta.shape[-1]
     on_cpu = "one by one" if mapped else _cpu_kernel_grad.kernel_grad_form(g, *sizes)[0]
     names = Names(on_cpu, _gpu.kernel_grad_form(g, *sizes, wide.itemsize)[0])
-    forms = _textbook_kernel_grad, partial(_run_on_cpu.kernel_grad, mapped=mapped), _run_on_gpu.kernel_grad
+    forms = _direct_kernel_grad, partial(_run_on_cpu.kernel_grad, mapped=mapped), _run_on_gpu.kernel_grad
     return _evaluate(names, *forms, x.astype(wide), delta.astype(wide), g).astype(x.dtype)
 
 
-def _textbook_kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
-    """The textbook form, added up in the dtype for sums."""
+def _direct_kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
+    """The direct sum, accumulated in the dtype for sums."""
     wide = sum_dtype(x.dtype)
     return _direct.kernel_grad(x.astype(wide), delta.astype(wide), g)
 
@@ -123,32 +124,32 @@ def upsample_evenly(delta: jax.Array, w: Window) -> jax.Array:
 
 
 def _or_zeros(form: Callable[..., jax.Array], delta: jax.Array, winners: jax.Array | None, w: Window) -> jax.Array:
-    """Evaluate an upsampling form, unless there is nothing to upsample."""
+    """`form` of delta, unless there is nothing to upsample."""
     if 0 in (*delta.shape, *w.input_shape):
         return jnp.zeros((*delta.shape[: delta.ndim - w.rank - 1], *w.input_shape, delta.shape[-1]), delta.dtype)
     return form(delta, winners, w)
 
 
 class Names(NamedTuple):
-    """The forms of one sum, by name."""
+    """The algorithms of one sum, by name."""
 
     cpu: str
     gpu: str
 
 
 def _evaluate(
-    names: Names, textbook: Form, on_cpu: Form, on_gpu: Form, a: jax.Array, b: jax.Array, g: ConvGeometry
+    names: Names, direct: Form, on_cpu: Form, on_gpu: Form, a: jax.Array, b: jax.Array, g: ConvGeometry
 ) -> jax.Array:
-    """The chosen form on a CPU and on an NVIDIA GPU, the textbook form elsewhere.
+    """The chosen algorithm on a CPU and on an NVIDIA GPU, the direct sum elsewhere.
 
     The platform is known when the program is lowered.
     """
     if {*names} == {"direct"} or not jnp.issubdtype(a.dtype, jnp.floating):
-        return textbook(a, b, g)
-    dtype = jax.eval_shape(lambda a, b: textbook(a, b, g), a, b).dtype
+        return direct(a, b, g)
+    dtype = jax.eval_shape(lambda a, b: direct(a, b, g), a, b).dtype
 
     def anywhere(a: jax.Array, b: jax.Array) -> jax.Array:
-        return textbook(a, b, g)
+        return direct(a, b, g)
 
     def cpu(a: jax.Array, b: jax.Array) -> jax.Array:
         wide = wider(sum_dtype(a.dtype), dtype)
