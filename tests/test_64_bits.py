@@ -19,7 +19,7 @@ def _conv(x, kernel, **keywords):
     return Op(lambda ops, x, kernel: ops.conv(x, kernel, **keywords), (x, kernel))
 
 
-# Of every form that evaluates a sum of a convolution on a CPU.
+# Of every algorithm that evaluates a sum of a convolution on a CPU.
 CONVS = {
     "1x1": _conv((2, 4, 4, 4), (1, 1, 4, 5)),
     "1x1, strided": _conv((2, 5, 5, 4), (1, 1, 4, 5), strides=2),

@@ -1,4 +1,4 @@
-"""Mistakes planted into the formulations: the checks of test_conv and test_pool must fail on every one of them."""
+"""Mistakes planted into the sums' entry points: the checks of test_conv and test_pool must fail on every one of them."""
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +47,7 @@ def not_summed(y):
     return y / 2
 
 
-# A map of the formulations, and what is done to its result.
+# An entry point of `_plan`, and what is done to its result.
 CONV_MISTAKES = [
     ("conv_forward", first_row_lost),
     ("conv_forward", last_corner_lost),
@@ -84,7 +84,7 @@ def assert_both_checks_fail():
 
 @pytest.fixture
 def plant(monkeypatch):
-    """Replace a formulation by one that spoils its result."""
+    """Replace an entry point by one that spoils its result."""
 
     def replace(name, spoil):
         right = getattr(_plan, name)
@@ -103,7 +103,7 @@ def test_conv_mistake_is_found(plant, name, spoil):
     "wrong", ["kernel not rotated", "bias averaged", "bias of the first image", "gradients exchanged"]
 )
 def test_mistake_in_the_rule_is_found(monkeypatch, wrong):
-    """Mistakes that a rule could make with formulations that are right."""
+    """Mistakes that a rule could make with sums that are right."""
     right = _plan.conv_input_grad
     mistakes = {
         "kernel not rotated": ("conv_input_grad", lambda d, k, g: right(d, jaxbp.rot180(k), g)),
