@@ -28,13 +28,13 @@ TERMS_IN_PASS = 16
 # The kernel's gradient: taps in one pass, and images (or bands of their rows) whose sum is unrolled.
 TAPS_AT_ONCE = 8
 PARTS_AT_ONCE = 8
-# From so many groups and elements of delta on, each part is multiplied by itself.
+# From so many groups and elements of delta on, each part has a product of its own.
 LONG_LOOP = 16
 MANY_DELTAS = 1 << 14
 
 
 def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
-    """The sum over taps and channels of the group. Of a large window some rows at a time, and some images."""
+    """The sum over taps and channels of the group. A large window takes some rows of some images at a time."""
     w, groups, features = g.window, g.feature_group_count, kernel.shape[-1]
     most = TERMS_AT_ONCE if groups < MANY_GROUPS else TERMS_OF_MANY_GROUPS
     if w.taps * kernel.shape[-2] <= most:

@@ -79,10 +79,7 @@ def forward_form(g: ConvGeometry, batch: int, channels: int, features: int, back
     if groups == 1 and _suits_toeplitz(g, batch, c, features):
         return "toeplitz", "few channels, large window: whole rows times a block-Toeplitz matrix, nothing gathered"
     if _suits_width_tiling_forward(g, batch, channels, features):
-        return (
-            "width_tiling",
-            "few channels: neighbouring outputs share one row of the GEMM, so each pixel is gathered once",
-        )
+        return "width_tiling", "few channels: several outputs per GEMM row, so each pixel is gathered once"
     if OLD_COMPILER and _suits_im2col_forward(g, batch, channels, features):
         return "im2col", "few channels, narrow images: XLA uses one thread, im2col two"
     if groups > 1:
@@ -99,10 +96,7 @@ def forward_form(g: ConvGeometry, batch: int, channels: int, features: int, back
         return "fold_axis", "XLA has no fast convolution beyond two dimensions"
     if w.taps > (inputs := math.prod(w.input_shape)):
         if batch <= FEW_IMAGES and w.taps <= MOST_PADDED * inputs:
-            return (
-                "pad_input",
-                "window larger than the input: unpadded, XLA would swap them and lose its fast convolution",
-            )
+            return "pad_input", "window larger than the input: XLA would swap them, and lose its fast convolution"
         return "swap_operands", "window larger than the input: the input slides over the kernel"
     if _suits_kn2row_padded(w, channels, features):
         return "kn2row", "much padding, few outputs: one GEMM of pixels and all weights, no products with padding"

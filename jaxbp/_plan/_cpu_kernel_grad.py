@@ -74,24 +74,12 @@ def kernel_grad_form(g: ConvGeometry, batch: int, channels: int, features: int) 
         if batch * math.prod(w.output_shape) < FEW_POSITIONS:
             return "swap_operands", "few outputs: with input and delta swapped, few inputs"
         if w.taps <= FEW_VIEWS and w.taps * o <= MORE_COLUMNS:
-            return (
-                "swap_operands im2col",
-                "few outputs: im2col of delta, which has fewer columns than that of the input",
-            )
-        return (
-            "swap_operands row_im2col",
-            "few outputs: im2col of rows of delta, which has fewer columns than that of the input",
-        )
+            return "swap_operands im2col", "few outputs: views of delta have fewer columns than views of the input"
+        return "swap_operands row_im2col", "few outputs: views of delta have fewer columns than views of the input"
     if w.rank in (1, 2) and _suits_width_tiling_kernel_grad(g, batch, c, o):
         if w.rank == 1 or (_delta_elements(w, batch, o) >= 2 * MOST_OUTPUTS and o > FEW_FEATURES):
-            return (
-                "width_tiling im2col",
-                "few channels: neighbouring outputs share a row of the GEMM, so each pixel is gathered once",
-            )
-        return (
-            "width_tiling row_im2col",
-            "few channels: neighbouring outputs share a row of each GEMM, so each pixel is gathered once",
-        )
+            return "width_tiling im2col", "few channels: several outputs per GEMM row, each pixel is gathered once"
+        return "width_tiling row_im2col", "few channels: several outputs per GEMM row, each pixel is gathered once"
     if _suits_strided_axis(g, batch):
         if w.taps > SMALL_WINDOW or w.taps * c <= FEW_COLUMNS:
             return "im2col", "strides along one axis, few images: XLA's sum over a dilated delta is slow"
@@ -113,7 +101,7 @@ def kernel_grad_form(g: ConvGeometry, batch: int, channels: int, features: int) 
     if unpadded and gathers_much(w, batch, c) and max(batch, o) > FEW_FEATURES and w.taps <= MAX_TAPS:
         return "row_im2col", "no padding: XLA would not gather windows, which is slow"
     if larger:
-        return "pad_input", "delta larger than the input: unpadded, XLA would swap them and lose its fast convolution"
+        return "pad_input", "delta larger than the input: XLA would swap them, and lose its fast convolution"
     return "direct", "a dense convolution is what XLA does best"
 
 
@@ -212,10 +200,7 @@ def _is_large_delta(w: Window, batch: int, features: int, times: int = 1) -> boo
 def _views_of_large_delta(w: Window, channels: int, features: int) -> Choice:
     """Which views: the fewest elements to gather, but no GEMM of few rows and many columns."""
     if channels <= 4 and SOME_FEATURES <= features < MANY_FEATURES and _width_tiling.tile_width(w, features) > 1:
-        return (
-            "width_tiling im2col",
-            "delta is larger than the cache, few channels: neighbouring outputs share a row of the GEMM",
-        )
+        return "width_tiling im2col", "delta is larger than the cache, few channels: several outputs per GEMM row"
     short = features >= MANY_FEATURES and w.window_shape[-1] * channels < FEW_FEATURES
     at_once = channels >= FEW_FEATURES or short
     few_columns = w.taps * channels <= MORE_COLUMNS or _rows_share_little(w, channels, features)
