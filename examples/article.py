@@ -23,7 +23,7 @@ import numpy as np
 import jaxbp
 
 WINDOW = (2, 2)
-# Slide a 2x2 kernel over the image with a rim of one zero, and every cell meets every weight.
+# Slide a 2x2 kernel over the image with a rim of one zero, and every pixel meets every weight.
 FULL = ((1, 1), (1, 1))
 
 
@@ -120,9 +120,9 @@ def formulas() -> list[tuple[str, str, str]]:
 def read_off(
     gradient_map: Callable[[jax.Array, jax.Array], jax.Array], name: str, shape: tuple[int, int]
 ) -> defaultdict[str, str]:
-    """The formula of every cell of a gradient that is linear in delta and linear in one matrix more.
+    """The formula of every pixel of a gradient that is linear in delta and linear in one matrix more.
 
-    Set one cell of each to 1 and all others to 0: the cells of the gradient in which their product
+    Set one pixel of each to 1 and all others to 0: the pixels of the gradient in which their product
     occurs become 1, the others stay 0.
     """
     terms = defaultdict(list)
@@ -133,7 +133,7 @@ def read_off(
             if value:
                 factor = "" if value == 1 else f"{value:g} "
                 terms[f"{row + 1}{column + 1}"].append(f"{factor}d{i + 1}{j + 1} {name}{k + 1}{m + 1}")
-    return defaultdict(str, {cell: " + ".join(products) for cell, products in terms.items()})
+    return defaultdict(str, {pixel: " + ".join(products) for pixel, products in terms.items()})
 
 
 def verdict(agrees: bool) -> str:

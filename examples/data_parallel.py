@@ -13,7 +13,7 @@ devices of all processes hold the same parameters, bit for bit, and that these e
 a single device to rounding. It exits with 1 where they do not.
 
 It computes in float64. Adding a batch up in parts rounds differently, and training magnifies that: once a
-rounding error decides which cell wins a max pool, a float32 run drifts away by 1e-3 within a hundred steps.
+rounding error decides which pixel wins a max pool, a float32 run drifts away by 1e-3 within a hundred steps.
 In float64 the two runs stay together, so that any real difference shows.
 """
 

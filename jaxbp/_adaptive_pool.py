@@ -1,9 +1,9 @@
-"""Adaptive pooling and its backward rules: windows that divide an axis of n cells into m as evenly as they can.
+"""Adaptive pooling and its backward rules: windows that divide an axis of n pixels into m as evenly as they can.
 
-Window o reads the cells from `floor(o n / m)` up to `ceil((o + 1) n / m)`, which may differ in size by one and
+Window o reads the pixels from `floor(o n / m)` up to `ceil((o + 1) n / m)`, which may differ in size by one and
 overlap by one. Pooling over a block is pooling over its axes one after the other, so one axis is all there is to
-derive. A cell i lies in the windows from `floor(i m / n)` up to `ceil((i + 1) m / n)`: the same rule with n and m
-exchanged. So the backward pass of a sum over windows is a sum over the windows of each cell.
+derive. A pixel i lies in the windows from `floor(i m / n)` up to `ceil((i + 1) m / n)`: the same rule with n and m
+exchanged. So the backward pass of a sum over windows is a sum over the windows of each pixel.
 """
 
 import operator
@@ -24,10 +24,10 @@ TAPS_AT_ONCE = 16
 
 
 class Division(NamedTuple):
-    """An axis of `cells` cells divided into `windows` windows."""
+    """An axis of `pixels` pixels divided into `windows` windows."""
 
     axis: int
-    cells: int
+    pixels: int
     windows: int
 
 
@@ -51,9 +51,9 @@ def _mean_fwd(d: Division, x: jax.Array) -> tuple[jax.Array, None]:
 
 
 def _mean_bwd(d: Division, _: None, delta: jax.Array) -> tuple[jax.Array]:
-    """Each cell gets an equal share of the delta of every window that it lies in."""
+    """Each pixel gets an equal share of the delta of every window that it lies in."""
     shares = delta / _window_sizes(d, delta)
-    return (_sum_of_windows(Division(d.axis, d.windows, d.cells), shares),)
+    return (_sum_of_windows(Division(d.axis, d.windows, d.pixels), shares),)
 
 
 _mean.defvjp(keeping_64_bits(_mean_fwd), keeping_64_bits(_mean_bwd))
@@ -66,12 +66,12 @@ def _max(d: Division, x: jax.Array) -> jax.Array:
 
 
 def _max_fwd(d: Division, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Keep the winners: for each window the cell that it chose."""
+    """Keep the winners: for each window the pixel that it chose."""
     return _max_and_winners(d, x)
 
 
 def _max_bwd(d: Division, winners: jax.Array, delta: jax.Array) -> tuple[jax.Array]:
-    """Each cell gets the deltas of the windows that it won."""
+    """Each pixel gets the deltas of the windows that it won."""
     return (_upsample_winners(d, winners, delta),)
 
 
@@ -96,7 +96,7 @@ def adaptive_avg_pool(inputs: jax.Array, output_shape: Sequence[int]) -> jax.Arr
 
     Raises:
       TypeError: inputs is not an array of floating-point numbers, or output_shape not a sequence of integers.
-      ValueError: too few axes, an axis without cells, or an output size below 1.
+      ValueError: too few axes, an axis without pixels, or an output size below 1.
 
     Example:
       >>> import jax.numpy as jnp, jaxbp
@@ -130,7 +130,7 @@ def adaptive_max_pool(inputs: jax.Array, output_shape: Sequence[int]) -> jax.Arr
 
     Raises:
       TypeError: inputs is not an array of real numbers, or output_shape not a sequence of integers.
-      ValueError: too few axes, an axis without cells, or an output size below 1.
+      ValueError: too few axes, an axis without pixels, or an output size below 1.
 
     Example:
       >>> import jax.numpy as jnp, jaxbp
@@ -160,8 +160,8 @@ def _call(rule: Callable[..., Any], d: Division, x: jax.Array) -> jax.Array:
 @partial(jax.jit, static_argnums=0, inline=True)
 def _sum_of_windows(d: Division, x: jax.Array) -> jax.Array:
     """The sum of every window."""
-    if d.cells % d.windows == 0:
-        split = (*x.shape[: d.axis], d.windows, d.cells // d.windows, *x.shape[d.axis + 1 :])
+    if d.pixels % d.windows == 0:
+        split = (*x.shape[: d.axis], d.windows, d.pixels // d.windows, *x.shape[d.axis + 1 :])
         return jnp.sum(x.reshape(split), axis=d.axis + 1)
 
     def add(total: jax.Array, index: Any, inside: Any) -> jax.Array:
@@ -172,7 +172,7 @@ def _sum_of_windows(d: Division, x: jax.Array) -> jax.Array:
 
 @partial(jax.jit, static_argnums=0, inline=True)
 def _max_and_winners(d: Division, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The maximum of every window and the cell that it chose: the first maximum, but the last NaN."""
+    """The maximum of every window and the pixel that it chose: the first maximum, but the last NaN."""
     first = _bounds(d)[0].astype(np.int32)
     best = jnp.take(x, first, d.axis)
     winner = jnp.zeros_like(best, jnp.int32) + _along(d, first, x.ndim)
@@ -190,31 +190,31 @@ def _max_and_winners(d: Division, x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 @partial(jax.jit, static_argnums=0, inline=True)
 def _upsample_winners(d: Division, winners: jax.Array, delta: jax.Array) -> jax.Array:
-    """For every cell the sum of the deltas of the windows that it won."""
-    cells = _along(d, np.arange(d.cells, dtype=np.int32), delta.ndim)
-    windows_of_cells = Division(d.axis, d.windows, d.cells)
+    """For every pixel the sum of the deltas of the windows that it won."""
+    pixels = _along(d, np.arange(d.pixels, dtype=np.int32), delta.ndim)
+    windows_of_pixels = Division(d.axis, d.windows, d.pixels)
 
     def add(total: jax.Array, index: Any, inside: Any) -> jax.Array:
-        won = (jnp.take(winners, index, d.axis) == cells) & _along(d, inside, delta.ndim)
+        won = (jnp.take(winners, index, d.axis) == pixels) & _along(d, inside, delta.ndim)
         return total + jnp.where(won, jnp.take(delta, index, d.axis), 0)
 
-    return _over_taps(windows_of_cells, add, _zeros(windows_of_cells, delta))
+    return _over_taps(windows_of_pixels, add, _zeros(windows_of_pixels, delta))
 
 
 def _bounds(d: Division) -> tuple[np.ndarray, np.ndarray]:
-    """The first cell of every window and the one behind its last."""
+    """The first pixel of every window and the one behind its last."""
     window = np.arange(d.windows)
-    return window * d.cells // d.windows, -(-(window + 1) * d.cells // d.windows)
+    return window * d.pixels // d.windows, -(-(window + 1) * d.pixels // d.windows)
 
 
 def _over_taps(d: Division, step: Callable[..., Any], total: Any) -> Any:
     """`total = step(total, index, inside)` for every place in the largest window, in order.
 
-    `index` is the cell there in each window, `inside` whether the window has it. Many places are looped over.
+    `index` is the pixel there in each window, `inside` whether the window has it. Many places are looped over.
     """
     start, end = _bounds(d)
     places = np.arange(np.max(end - start))[:, None]
-    index, inside = np.minimum(start + places, d.cells - 1).astype(np.int32), start + places < end
+    index, inside = np.minimum(start + places, d.pixels - 1).astype(np.int32), start + places < end
     if len(places) <= TAPS_AT_ONCE:
         for each in zip(index, inside, strict=True):
             total = step(total, *each)
@@ -229,7 +229,7 @@ def _zeros(d: Division, x: jax.Array) -> jax.Array:
 
 
 def _window_sizes(d: Division, x: jax.Array) -> jax.Array:
-    """How many cells every window has."""
+    """How many pixels every window has."""
     start, end = _bounds(d)
     return jnp.asarray(_along(d, end - start, x.ndim), x.real.dtype)
 

@@ -1,12 +1,12 @@
 """Average, sum and p-norm pooling and their backward rules.
 
-*Average.* `y[o] = sum_t a[s o + d t - p] / m[o]`, where m counts cells. Each cell of the window moves the output by
+*Average.* `y[o] = sum_t a[s o + d t - p] / m[o]`, where m counts pixels. Each pixel of the window moves the output by
 1 / m: upsampled evenly, delta / m goes to every one of them. The sum is the case m = 1.
 
-*p-norm.* `y[o] = (sum_t |a[s o + d t - p]|^P)^(1/P)`. By the chain rule through the root and the power, cell i gets
+*p-norm.* `y[o] = (sum_t |a[s o + d t - p]|^P)^(1/P)`. By the chain rule through the root and the power, pixel i gets
 `sign(a[i]) |a[i]|^(P-1)` times the evenly upsampled `delta / y^(P-1)`, and 0 where the norm is 0.
 
-A cell that lies in several windows gets the sum of what they send. Cells of the padding get nothing.
+A pixel that lies in several windows gets the sum of what they send. Pixels of the padding get nothing.
 """
 
 import math
@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from . import _formulations as formulations
+from . import _plan as plan
 from ._arguments import as_array, call_map, keeping_64_bits, refuse_complex, require_inexact, sum_dtype
 from ._geometry import Pairs, Window, make_window
 from ._max_pool import max_pool
@@ -28,7 +28,7 @@ from ._pool import call_pool, pool_window, require_pooled_shape
 
 
 class Average(NamedTuple):
-    """A window, and what its sum is divided by: a given number, or the cells that lie on what is counted."""
+    """A window, and what its sum is divided by: a given number, or the pixels that lie on what is counted."""
 
     window: Window
     divisor: float | None
@@ -43,7 +43,7 @@ def _average(g: Average, x: jax.Array) -> jax.Array:
 
 def _average_op(g: Average, x: jax.Array) -> jax.Array:
     """The forward pass as a plain function."""
-    total = formulations.window_sum(x, g.window)
+    total = plan.window_sum(x, g.window)
     return (total if g.divisor == 1 else total / _divisor(g, total)).astype(x.dtype)
 
 
@@ -56,7 +56,7 @@ def _average_bwd(g: Average, _: None, delta: jax.Array) -> tuple[jax.Array]:
     """Upsample delta / divisor evenly."""
     wide = delta.astype(sum_dtype(delta.dtype))
     share = wide / _divisor(g, wide, at_least=1)
-    return (formulations.upsample_evenly(share, g.window).astype(delta.dtype),)
+    return (plan.upsample_evenly(share, g.window).astype(delta.dtype),)
 
 
 _average.defvjp(keeping_64_bits(_average_fwd), keeping_64_bits(_average_bwd))
@@ -70,7 +70,7 @@ def _norm(w: Window, p: float, x: jax.Array) -> jax.Array:
 
 def _norm_op(w: Window, p: float, x: jax.Array) -> jax.Array:
     """The forward pass as a plain function, in the dtype of its sums."""
-    total = formulations.window_sum(_power(jnp.abs(x.astype(sum_dtype(x.dtype))), p), w)
+    total = plan.window_sum(_power(jnp.abs(x.astype(sum_dtype(x.dtype))), p), w)
     return _power(total, 1 / p)
 
 
@@ -81,10 +81,10 @@ def _norm_fwd(w: Window, p: float, x: jax.Array) -> tuple[jax.Array, tuple[jax.A
 
 
 def _norm_bwd(w: Window, p: float, kept: tuple[jax.Array, jax.Array], delta: jax.Array) -> tuple[jax.Array]:
-    """Upsample delta / y^(p-1), and weigh each cell with its own sign(a) |a|^(p-1)."""
+    """Upsample delta / y^(p-1), and weigh each pixel with its own sign(a) |a|^(p-1)."""
     x, y, wide_delta = (v.astype(sum_dtype(v.dtype)) for v in (*kept, delta))
     share = wide_delta * _power(y, 1 - p)
-    dx = jnp.sign(x) * _power(jnp.abs(x), p - 1) * formulations.upsample_evenly(share, w)
+    dx = jnp.sign(x) * _power(jnp.abs(x), p - 1) * plan.upsample_evenly(share, w)
     return (dx.astype(delta.dtype),)
 
 
@@ -107,7 +107,7 @@ def avg_pool_grad(
     ceil_mode: bool = False,
     divisor_override: int | None = None,
 ) -> jax.Array:
-    """The gradient of average pooling's input: delta / window size upsampled to every cell of the window.
+    """The gradient of average pooling's input: delta / window size upsampled to every pixel of the window.
 
     `dJ/da[i] = sum of delta[o] / m[o]` over the windows o that i lies in.
 
@@ -159,17 +159,17 @@ def avg_pool(
     ceil_mode: bool = False,
     divisor_override: int | None = None,
 ) -> jax.Array:
-    """Average pooling: the mean of every window; each of its cells gets an equal share of delta.
+    """Average pooling: the mean of every window; each of its pixels gets an equal share of delta.
 
-    `y[o] = sum_t a[s o + d t - p] / m[o]`, where m[o] counts the window's cells.
+    `y[o] = sum_t a[s o + d t - p] / m[o]`, where m[o] counts the window's pixels.
 
     Args:
       inputs: (*batch, *spatial, C): channels last, with or without batch axes.
-      window_shape: n integers, one for each spatial axis, in cells.
-      strides: steps between windows, in cells: an integer or n of them; None: 1 (Flax; PyTorch's is the window).
-      padding: "SAME", "SAME_LOWER", "VALID", an integer, or n (low, high) pairs in cells; negative pads crop.
-      count_include_pad: count cells of the padding, too (never those beyond it that `ceil_mode` adds).
-      window_dilation: distance between the window's cells: an integer or n of them; None: 1.
+      window_shape: n integers, one for each spatial axis, in pixels.
+      strides: steps between windows, in pixels: an integer or n of them; None: 1 (Flax; PyTorch's is the window).
+      padding: "SAME", "SAME_LOWER", "VALID", an integer, or n (low, high) pairs in pixels; negative pads crop.
+      count_include_pad: count pixels of the padding, too (never those beyond it that `ceil_mode` adds).
+      window_dilation: distance between the window's pixels: an integer or n of them; None: 1.
       ceil_mode: keep a last window that hangs over the end, if it starts on the input or its low padding.
       divisor_override: divide by this number instead of the count.
 
@@ -206,16 +206,16 @@ def sum_pool(
     window_dilation: int | Sequence[int] | None = None,
     ceil_mode: bool = False,
 ) -> jax.Array:
-    """Sum pooling: the sum of every window; each of its cells gets delta.
+    """Sum pooling: the sum of every window; each of its pixels gets delta.
 
     `y[o] = sum_t a[s o + d t - p]`.
 
     Args:
       inputs: (*batch, *spatial, C): channels last, with or without batch axes.
-      window_shape: n integers, one for each spatial axis, in cells.
-      strides: steps between windows, in cells: an integer or n of them; None: 1 (Flax; PyTorch's is the window).
-      padding: "SAME", "SAME_LOWER", "VALID", an integer, or n (low, high) pairs in cells; negative pads crop.
-      window_dilation: distance between the window's cells: an integer or n of them; None: 1.
+      window_shape: n integers, one for each spatial axis, in pixels.
+      strides: steps between windows, in pixels: an integer or n of them; None: 1 (Flax; PyTorch's is the window).
+      padding: "SAME", "SAME_LOWER", "VALID", an integer, or n (low, high) pairs in pixels; negative pads crop.
+      window_dilation: distance between the window's pixels: an integer or n of them; None: 1.
       ceil_mode: keep a last window that hangs over the end, if it starts on the input or its low padding.
 
     Returns:
@@ -260,11 +260,11 @@ def lp_pool(
 
     Args:
       inputs: (*batch, *spatial, C): channels last, with or without batch axes.
-      window_shape: n integers, one for each spatial axis, in cells.
-      strides: steps between windows, in cells: an integer or n of them; None: 1 (Flax; PyTorch's is the window).
-      padding: "SAME", "SAME_LOWER", "VALID", an integer, or n (low, high) pairs in cells; negative pads crop.
+      window_shape: n integers, one for each spatial axis, in pixels.
+      strides: steps between windows, in pixels: an integer or n of them; None: 1 (Flax; PyTorch's is the window).
+      padding: "SAME", "SAME_LOWER", "VALID", an integer, or n (low, high) pairs in pixels; negative pads crop.
       p: the order of the norm, at least 1; infinity: the largest magnitude.
-      window_dilation: distance between the window's cells: an integer or n of them; None: 1.
+      window_dilation: distance between the window's pixels: an integer or n of them; None: 1.
       ceil_mode: keep a last window that hangs over the end, if it starts on the input or its low padding.
 
     Returns:

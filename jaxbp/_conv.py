@@ -25,11 +25,11 @@ rot180(delta (full) a).
 *Bias.* b is in every output once: **dJ/db = sum_o delta[o]**.
 
 Everything else is bookkeeping on indices. With strides s, kernel dilation d and padding p, output o and tap t
-meet at input `i = s o + d t - p`: the strides put s - 1 zeros between delta's cells, the dilation puts zeros
+meet at input `i = s o + d t - p`: the strides put s - 1 zeros between delta's pixels, the dilation puts zeros
 between the weights, the padding is what the full zeros lose. Channels and the batch are summed over wherever
 they do not appear on the left. Groups are convolutions side by side.
 
-`_formulations` decides how each of the three sums is evaluated; what is computed is decided here.
+`_plan` decides how each of the three sums is evaluated; what is computed is decided here.
 """
 
 import math
@@ -42,7 +42,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from . import _formulations as formulations
+from . import _plan as plan
 from . import _sums as sums
 from ._arguments import (
     Asked,
@@ -55,7 +55,7 @@ from ._arguments import (
     whole_along,
 )
 from ._batching import op_primitive
-from ._geometry import CONV_WORDS, MOST_CELLS, ConvGeometry, Window, as_shape, conv_window, dilated_size, per_axis
+from ._geometry import CONV_WORDS, MOST_PIXELS, ConvGeometry, Window, as_shape, conv_window, dilated_size, per_axis
 
 # ---------------------------------------------------------------------------------------------- the rule
 
@@ -239,7 +239,7 @@ def conv_bias_grad(delta: jax.Array) -> jax.Array:
 def rot180(kernel: jax.Array) -> jax.Array:
     """Rotate a kernel by 180 degrees: reverse each of its spatial axes.
 
-    `rot180(w)[t] = w[k - 1 - t]` along every spatial axis of k cells.
+    `rot180(w)[t] = w[k - 1 - t]` along every spatial axis of k pixels.
 
     Args:
       kernel: (*window, I, O), reversed in all axes but the last two; or a bare vector or matrix, reversed in all.
@@ -259,14 +259,14 @@ def rot180(kernel: jax.Array) -> jax.Array:
     Source: Dumoulin and Visin, "A guide to convolution arithmetic for deep learning" (2016), section 4.
     """
     kernel = as_array("rot180", "kernel", kernel)
-    return formulations.rot180(kernel, kernel.ndim - 2 if kernel.ndim > 2 else kernel.ndim)
+    return plan.rot180(kernel, kernel.ndim - 2 if kernel.ndim > 2 else kernel.ndim)
 
 
 @keeping_64_bits
 def dilate(x: jax.Array, dilation: int | Sequence[int]) -> jax.Array:
-    """Put `dilation - 1` zeros between neighbouring cells along each spatial axis.
+    """Put `dilation - 1` zeros between neighbouring pixels along each spatial axis.
 
-    `dilate(x, d)[d i] = x[i]`, and 0 elsewhere: (n - 1) d + 1 cells where there were n.
+    `dilate(x, d)[d i] = x[i]`, and 0 elsewhere: (n - 1) d + 1 pixels where there were n.
 
     Args:
       x: a bare array of n spatial axes, or (*batch, *spatial, C) with one axis more at least.
@@ -293,11 +293,11 @@ def dilate(x: jax.Array, dilation: int | Sequence[int]) -> jax.Array:
     if rank > x.ndim:
         raise ValueError(f"dilate: dilation={steps} has {rank} entries, but x of shape {x.shape} has {x.ndim} axes")
     trailing = 0 if rank == x.ndim else 1
-    cells = [dilated_size(n, d) for n, d in zip(x.shape[x.ndim - rank - trailing :], steps, strict=False)]
-    if any(isinstance(n, int) and n > MOST_CELLS for n in cells):
+    pixels = [dilated_size(n, d) for n, d in zip(x.shape[x.ndim - rank - trailing :], steps, strict=False)]
+    if any(isinstance(n, int) and n > MOST_PIXELS for n in pixels):
         raise ValueError(
-            f"dilate: dilation={steps} makes {max(cells)} cells of x of shape {x.shape}; positions are counted up to "
-            f"{MOST_CELLS}"
+            f"dilate: dilation={steps} makes {max(pixels)} pixels of x of shape {x.shape}; positions are counted up to "
+            f"{MOST_PIXELS}"
         )
     steps = (1,) * (x.ndim - rank - trailing) + steps + (1,) * trailing
 
@@ -333,10 +333,10 @@ def conv(
       x: (*batch, *spatial, C): channels last, any number of spatial axes, with or without batch axes.
       kernel: (*window, C / groups, O), of x's dtype.
       bias: (O,) or None.
-      strides: steps between windows, in cells: an integer or one for each spatial axis.
-      padding: "SAME", "SAME_LOWER", "VALID", an integer, or (low, high) pairs in cells; negative pads crop.
-      input_dilation: distance between the input's cells (zeros between them), as in a transposed convolution.
-      kernel_dilation: distance between the kernel's cells, as in an atrous convolution.
+      strides: steps between windows, in pixels: an integer or one for each spatial axis.
+      padding: "SAME", "SAME_LOWER", "VALID", an integer, or (low, high) pairs in pixels; negative pads crop.
+      input_dilation: distance between the input's pixels (zeros between them), as in a transposed convolution.
+      kernel_dilation: distance between the kernel's pixels, as in an atrous convolution.
       feature_group_count: number of groups that channels are split into; C of them: depthwise.
       precision: as in `jax.lax.conv_general_dilated`.
       preferred_element_type: dtype to accumulate in and to return; None: x's.

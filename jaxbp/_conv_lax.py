@@ -54,10 +54,10 @@ def conv_general_dilated(
     Args:
       lhs: input of n + 2 axes in the layout of `dimension_numbers`, by default (N, C, *spatial).
       rhs: kernel of n + 2 axes, by default (O, C / feature groups, *window), of lhs's dtype.
-      window_strides: n integers, in cells.
-      padding: "SAME", "SAME_LOWER", "VALID" or n (low, high) pairs in cells.
-      lhs_dilation: n integers: distance between the input's cells; None: 1.
-      rhs_dilation: n integers: distance between the kernel's cells; None: 1.
+      window_strides: n integers, in pixels.
+      padding: "SAME", "SAME_LOWER", "VALID" or n (low, high) pairs in pixels.
+      lhs_dilation: n integers: distance between the input's pixels; None: 1.
+      rhs_dilation: n integers: distance between the kernel's pixels; None: 1.
       dimension_numbers: as in lax: None, a `ConvDimensionNumbers`, or three strings such as ("NHWC", "HWIO", "NHWC").
       feature_group_count, batch_group_count: number of groups; only one of them may exceed 1.
       precision, preferred_element_type, out_sharding: as in lax.
@@ -100,17 +100,17 @@ def conv_transpose(
 ) -> jax.Array:
     """`jax.lax.conv_transpose` with a hand-written backward rule: same arguments, same values.
 
-    A convolution of stride 1 over the input with `strides - 1` zeros between its cells:
+    A convolution of stride 1 over the input with `strides - 1` zeros between its pixels:
     `z[o] = sum_t a[(o + d t - p) / s] w[t]`, over the taps t for which the index is whole.
 
     Args:
       lhs: input of n + 2 axes in the layout of `dimension_numbers`, by default (N, *spatial, C).
       rhs: kernel of n + 2 axes, by default (*window, C, O), of lhs's dtype.
-      strides: n integers, in cells of the output.
+      strides: n integers, in pixels of the output.
       padding: "SAME" or "VALID" (of the forward convolution whose sizes this one undoes), or n (low, high) pairs
         around the dilated input; with `use_consistent_padding` the pairs, too, are the forward convolution's.
         With strides of 1 the other words and spellings of lax (such as "same") pad the input itself, as in lax.
-      rhs_dilation: n integers: distance between the kernel's cells; None: 1.
+      rhs_dilation: n integers: distance between the kernel's pixels; None: 1.
       dimension_numbers: as in lax.
       transpose_kernel: rotate the kernel by 180 degrees and exchange its channel axes, as Keras does.
       precision, preferred_element_type: as in lax.

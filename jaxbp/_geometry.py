@@ -1,14 +1,14 @@
 """Windows as integers: what strides, padding and dilation do to sizes. No arrays here.
 
-Along one axis, an input of `n` cells with `input_dilation` zeros-spaced cells is padded to
+Along one axis, an input of `n` pixels with `input_dilation` zeros-spaced pixels is padded to
 
     padded = low + (n - 1) * input_dilation + 1 + high
 
-and a window of `k` cells spaced `dilation` apart spans `(k - 1) * dilation + 1` of them, so it fits at
+and a window of `k` pixels spaced `dilation` apart spans `(k - 1) * dilation + 1` of them, so it fits at
 
     output = (padded - span) // stride + 1
 
-places. Tap `t` of window `o` reads the padded cell `o * stride + t * dilation`. Everything else in the
+places. Tap `t` of window `o` reads the padded pixel `o * stride + t * dilation`. Everything else in the
 package that speaks of positions is this one line of arithmetic, solved for one of its letters.
 """
 
@@ -26,7 +26,7 @@ Pairs = tuple[tuple[int, int], ...]
 POOL_WORDS = ("window_shape", "strides", "window_dilation", "input_dilation")
 CONV_WORDS = ("x", "kernel", "feature_group_count", "strides", "kernel_dilation", "input_dilation")
 PADDING_WORDS = ("VALID", "SAME", "SAME_LOWER")
-MOST_CELLS = 2**31 - 1
+MOST_PIXELS = 2**31 - 1
 
 
 class Window(NamedTuple):
@@ -47,7 +47,7 @@ class Window(NamedTuple):
 
     @property
     def taps(self) -> int:
-        """How many cells one window has."""
+        """How many pixels one window has."""
         return math.prod(self.window_shape)
 
     def unpadded(self, input_shape: Ints, **facts: Ints) -> "Window":
@@ -70,7 +70,7 @@ def is_static(sizes: Sequence[Any]) -> bool:
 
 
 def dilated_size(size: int, dilation: int) -> int:
-    """Cells from the first to the last of `size` cells that stand `dilation` apart."""
+    """Pixels from the first to the last of `size` pixels that stand `dilation` apart."""
     return size if dilation == 1 else max_dim((size - 1) * dilation + 1, 0)
 
 
@@ -162,7 +162,7 @@ def make_window(
     rank, sizes, window_shape = len(window_shape), tuple(input_shape), tuple(window_shape)
     if any(is_static([k]) and k < 1 for k in window_shape):
         raise ValueError(
-            f"{op}: {window_name} has spatial shape {window_shape}, but a window needs at least one cell along "
+            f"{op}: {window_name} has spatial shape {window_shape}, but a window needs at least one pixel along "
             "every axis"
         )
     strides = per_axis(op, strides_name, strides, rank)
@@ -181,24 +181,24 @@ def make_window(
             )
     window = Window(sizes, window_shape, strides, pairs, dilation, input_dilation, ())
     padded = padded_shape(window)
-    for axis, (cells, span) in enumerate(zip(padded, spans, strict=True)):
-        if is_static([cells, span]) and max(cells, span) > MOST_CELLS:
+    for axis, (pixels, span) in enumerate(zip(padded, spans, strict=True)):
+        if is_static([pixels, span]) and max(pixels, span) > MOST_PIXELS:
             raise ValueError(
-                f"{op}: along spatial axis {axis} the padded input has {cells} cells and the window spans {span}, but "
-                f"positions are counted up to {MOST_CELLS}; use less padding or dilation"
+                f"{op}: along spatial axis {axis} the padded input has {pixels} pixels and the window spans {span}, "
+                f"but positions are counted up to {MOST_PIXELS}; use less padding or dilation"
             )
     places = []
-    for axis, (size, cells, span) in enumerate(zip(dilated, padded, spans, strict=True)):
-        if is_static([cells]) and cells < 0:
+    for axis, (size, pixels, span) in enumerate(zip(dilated, padded, spans, strict=True)):
+        if is_static([pixels]) and pixels < 0:
             raise ValueError(
-                f"{op}: padding={pairs} takes away more cells than the {size} that spatial axis {axis} of the "
+                f"{op}: padding={pairs} takes away more pixels than the {size} that spatial axis {axis} of the "
                 f"{'dilated ' if input_dilation[axis] > 1 else ''}input has; what is left must be at least 0"
             )
-        count = _places(cells, span, strides[axis], pairs[axis][0] + size if ceil_mode else None)
+        count = _places(pixels, span, strides[axis], pairs[axis][0] + size if ceil_mode else None)
         if is_static([count, size]) and count == 0 < size and not allow_empty:
             raise ValueError(
-                f"{op}: along spatial axis {axis} the window spans {span} cells ({window_name} "
-                f"{window_shape[axis]}, {dilation_name} {dilation[axis]}), but the padded input has only {cells} "
+                f"{op}: along spatial axis {axis} the window spans {span} pixels ({window_name} "
+                f"{window_shape[axis]}, {dilation_name} {dilation[axis]}), but the padded input has only {pixels} "
                 f"({size} and padding {pairs[axis]}); use a smaller window or more padding"
             )
         places.append(count)
@@ -206,7 +206,7 @@ def make_window(
     if ceil_mode:
         if any(high < 0 for _, high in pairs):
             raise ValueError(
-                f"{op}: padding={pairs} crops the end of the input, where ceil_mode=True adds cells; crop the input "
+                f"{op}: padding={pairs} crops the end of the input, where ceil_mode=True adds pixels; crop the input "
                 "itself (for example x[:-1]) and leave the high padding at 0 or more"
             )
         pairs = tuple(
@@ -299,9 +299,9 @@ def transposed_padding(span: int, stride: int, padding: str | tuple[int, int]) -
 
 
 def read_padding(window: Window) -> Pairs:
-    """The padding that ends where the last window ends: cells beyond are read by no window.
+    """The padding that ends where the last window ends: pixels beyond are read by no window.
 
-    Where no window fits, one cell is missing for the first: no size is negative, whatever a symbolic one turns out.
+    Where no window fits, one pixel is missing for the first: no size is negative, whatever a symbolic one turns out.
     """
     pairs = []
     for axis, (low, _) in enumerate(window.padding):
@@ -313,7 +313,7 @@ def read_padding(window: Window) -> Pairs:
 
 
 def full_padding(window: Window) -> Pairs:
-    """Zeros around the strided delta so that the rotated window meets every input cell exactly once.
+    """Zeros around the strided delta so that the rotated window meets every input pixel exactly once.
 
     In full convolution each side gets `span - 1` zeros; what the forward padding added is taken off again.
     """
@@ -344,7 +344,7 @@ def outputs_inside(window: Window) -> tuple[Pairs, ...]:
     for axis, (low, _) in enumerate(window.padding):
         pairs = []
         for tap in range(window.window_shape[axis]):
-            # The cell that this tap reads for the first output.
+            # The pixel that this tap reads for the first output.
             start = tap * window.dilation[axis] - low
             first = max(0, -(start // window.strides[axis]))
             end = min(window.output_shape[axis], -((start - window.input_shape[axis]) // window.strides[axis]))
@@ -353,12 +353,12 @@ def outputs_inside(window: Window) -> tuple[Pairs, ...]:
     return tuple(axes)
 
 
-def _places(cells: int, span: int, stride: int, ceil_end: int | None) -> int:
+def _places(pixels: int, span: int, stride: int, ceil_end: int | None) -> int:
     """How many windows fit; with `ceil_end` one more may hang over the end if it starts before `ceil_end`."""
-    whole = max_dim((cells - span) // stride + 1, 0)
+    whole = max_dim((pixels - span) // stride + 1, 0)
     if ceil_end is None:
         return whole
-    return max_dim(whole, min_dim(-(-(cells - span) // stride) + 1, -(-ceil_end // stride)))
+    return max_dim(whole, min_dim(-(-(pixels - span) // stride) + 1, -(-ceil_end // stride)))
 
 
 def _pair(entry: Any) -> tuple[int, int]:

@@ -2,10 +2,10 @@
 
     y[o] = max_t a[s o + d t - p]
 
-Moving any cell of a window but the winner (a little) changes nothing; moving the winner moves the output as much.
-So delta is upsampled: it goes to the position that won, every other cell gets zero, and a cell that won several
+Moving any pixel of a window but the winner (a little) changes nothing; moving the winner moves the output as much.
+So delta is upsampled: it goes to the position that won, every other pixel gets zero, and a pixel that won several
 windows gets the sum. What the rule keeps is not the input but the winners: the tap, counted in row-major order,
-that each window chose. Of equal cells the first wins. NaN counts as the maximum, so that it is seen and not lost;
+that each window chose. Of equal pixels the first wins. NaN counts as the maximum, so that it is seen and not lost;
 of several the last one wins, as in PyTorch.
 
 Unpooling writes what pooling read: each value goes to the place that won its window. Its backward pass reads delta
@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from . import _formulations as formulations
+from . import _plan as plan
 from ._arguments import as_array, call_map, call_rule, keeping_64_bits, refuse_complex
 from ._geometry import Window, canonical_padding, dilated_size, per_axis
 from ._pool import call_pool, pool_window, require_pooled_shape, require_winners, window_sizes
@@ -30,19 +30,19 @@ from ._pool import call_pool, pool_window, require_pooled_shape, require_winners
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _max(w: Window, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The maximum of every window, and its winner."""
-    return formulations.max_and_winners(x, w)
+    return plan.max_and_winners(x, w)
 
 
 def _max_fwd(w: Window, x: jax.Array) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
     """Keep the winners."""
-    pooled, winners = formulations.max_and_winners(x, w)
+    pooled, winners = plan.max_and_winners(x, w)
     return (pooled, winners), winners
 
 
 def _max_bwd(w: Window, winners: jax.Array, cotangents: tuple[jax.Array, Any]) -> tuple[jax.Array]:
     """Upsample delta to the winners; the winners themselves, integers, send nothing back."""
     delta, _ = cotangents
-    return (formulations.upsample_maxima(delta, winners, w),)
+    return (plan.upsample_maxima(delta, winners, w),)
 
 
 _max.defvjp(keeping_64_bits(_max_fwd), keeping_64_bits(_max_bwd))
@@ -51,20 +51,20 @@ _max.defvjp(keeping_64_bits(_max_fwd), keeping_64_bits(_max_bwd))
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _unpool(w: Window, values: jax.Array, winners: jax.Array) -> jax.Array:
     """Each value at the place that won its window."""
-    return formulations.unpool_winners(values, winners, w)
+    return plan.unpool_winners(values, winners, w)
 
 
 def _unpool_fwd(w: Window, values: jax.Array, winners: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Keep the winners."""
-    return formulations.unpool_winners(values, winners, w), winners
+    return plan.unpool_winners(values, winners, w), winners
 
 
 def _unpool_bwd(w: Window, winners: jax.Array, delta: jax.Array) -> tuple[jax.Array, None]:
     """Each window reads delta where it wrote, unless a later window wrote over it."""
     window = jnp.arange(1, winners.size + 1, dtype=jnp.int32).reshape(winners.shape)
-    writer = formulations.unpool_winners(window, winners, w)
-    wrote = formulations.take_winners(writer, winners, w) == window
-    return jnp.where(wrote, formulations.take_winners(delta, winners, w), 0), None
+    writer = plan.unpool_winners(window, winners, w)
+    wrote = plan.take_winners(writer, winners, w) == window
+    return jnp.where(wrote, plan.take_winners(delta, winners, w), 0), None
 
 
 _unpool.defvjp(keeping_64_bits(_unpool_fwd), keeping_64_bits(_unpool_bwd))
@@ -119,7 +119,7 @@ def max_pool_grad(
     for name, array in (("delta", delta), ("winners", winners)):
         require_pooled_shape(op, name, array, input_shape, w)
     require_winners(op, winners)
-    upsample = partial(formulations.upsample_winners, w=w)
+    upsample = partial(plan.upsample_winners, w=w)
     like = [(delta, axis) for axis in range(delta.ndim)]
     return call_map(upsample, delta, winners, output_shape=tuple(input_shape), like=like)
 
@@ -143,10 +143,10 @@ def max_pool(
 
     Args:
       inputs: (*batch, *spatial, C): channels last, with or without batch axes.
-      window_shape: n integers, one for each spatial axis, in cells.
-      strides: steps between windows, in cells: an integer or n of them; None: 1 (Flax; PyTorch's is the window).
-      padding: "SAME", "SAME_LOWER", "VALID", an integer, or n (low, high) pairs in cells; negative pads crop.
-      window_dilation: distance between the window's cells: an integer or n of them; None: 1.
+      window_shape: n integers, one for each spatial axis, in pixels.
+      strides: steps between windows, in pixels: an integer or n of them; None: 1 (Flax; PyTorch's is the window).
+      padding: "SAME", "SAME_LOWER", "VALID", an integer, or n (low, high) pairs in pixels; negative pads crop.
+      window_dilation: distance between the window's pixels: an integer or n of them; None: 1.
       ceil_mode: keep a last window that hangs over the end, if it starts on the input or its low padding.
 
     Returns:
@@ -185,15 +185,15 @@ def max_pool_with_winners(
 
     Args:
       inputs: (*batch, *spatial, C): channels last, with or without batch axes.
-      window_shape: n integers, one for each spatial axis, in cells.
-      strides: steps between windows, in cells: an integer or n of them; None: 1 (Flax; PyTorch's is the window).
-      padding: "SAME", "SAME_LOWER", "VALID", an integer, or n (low, high) pairs in cells; negative pads crop.
-      window_dilation: distance between the window's cells: an integer or n of them; None: 1.
+      window_shape: n integers, one for each spatial axis, in pixels.
+      strides: steps between windows, in pixels: an integer or n of them; None: 1 (Flax; PyTorch's is the window).
+      padding: "SAME", "SAME_LOWER", "VALID", an integer, or n (low, high) pairs in pixels; negative pads crop.
+      window_dilation: distance between the window's pixels: an integer or n of them; None: 1.
       ceil_mode: keep a last window that hangs over the end, if it starts on the input or its low padding.
 
     Returns:
       The pair (pooled, winners), both (*batch, *output, C): pooled as `max_pool` returns it, winners in the smallest
-      unsigned integer dtype that holds them; where a window lies wholly in padding the number of its cells.
+      unsigned integer dtype that holds them; where a window lies wholly in padding the number of its pixels.
 
     Raises:
       TypeError: inputs is not an array, or is complex.
@@ -229,10 +229,10 @@ def min_pool(
 
     Args:
       inputs: (*batch, *spatial, C): channels last, with or without batch axes.
-      window_shape: n integers, one for each spatial axis, in cells.
-      strides: steps between windows, in cells: an integer or n of them; None: 1 (Flax; PyTorch's is the window).
-      padding: "SAME", "SAME_LOWER", "VALID", an integer, or n (low, high) pairs in cells; negative pads crop.
-      window_dilation: distance between the window's cells: an integer or n of them; None: 1.
+      window_shape: n integers, one for each spatial axis, in pixels.
+      strides: steps between windows, in pixels: an integer or n of them; None: 1 (Flax; PyTorch's is the window).
+      padding: "SAME", "SAME_LOWER", "VALID", an integer, or n (low, high) pairs in pixels; negative pads crop.
+      window_dilation: distance between the window's pixels: an integer or n of them; None: 1.
       ceil_mode: keep a last window that hangs over the end, if it starts on the input or its low padding.
 
     Returns:

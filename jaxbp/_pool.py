@@ -1,7 +1,7 @@
 """What all pools share: the article's `upsample`, and the checks of their arguments.
 
 A pool replaces each window of the input by one number. Its backward pass takes one delta per window back to the
-window's cells: to the one that won (`_max_pool.py`), or to all alike (`_avg_pool.py`).
+window's pixels: to the one that won (`_max_pool.py`), or to all alike (`_avg_pool.py`).
 """
 
 import operator
@@ -12,14 +12,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from . import _formulations as formulations
+from . import _plan as plan
 from ._arguments import as_array, call_map, call_rule, keeping_64_bits, require_inexact
 from ._geometry import Window, as_shape, make_window
 
 
 @keeping_64_bits
 def upsample(delta: jax.Array, window_shape: Sequence[int], *, winners: jax.Array | None = None) -> jax.Array:
-    """The article's upsample: each cell becomes a block, delta at its winner or spread evenly.
+    """The article's upsample: each pixel becomes a block, delta at its winner or spread evenly.
 
     With winners, block o is delta[o] at tap winners[o] and 0 elsewhere; without, delta[o] / block size everywhere.
     These are the backward passes of max and average pooling whose strides equal the window.
@@ -59,13 +59,13 @@ def upsample(delta: jax.Array, window_shape: Sequence[int], *, winners: jax.Arra
     shape, like = (*delta.shape[:first], *spatial, delta.shape[-1]), [(delta, axis) for axis in range(delta.ndim)]
     if winners is None:
         require_inexact(op, "delta", delta)
-        evenly = partial(formulations.upsample_evenly, w=w)
+        evenly = partial(plan.upsample_evenly, w=w)
         return call_map(evenly, delta / w.taps, output_shape=shape, like=like)
     winners = as_array(op, "winners", winners)
     require_winners(op, winners)
     if winners.shape != delta.shape:
         raise ValueError(f"{op}: winners has shape {winners.shape}, but delta has shape {delta.shape}; they must agree")
-    return call_map(partial(formulations.upsample_winners, w=w), delta, winners, output_shape=shape, like=like)
+    return call_map(partial(plan.upsample_winners, w=w), delta, winners, output_shape=shape, like=like)
 
 
 def pool_window(

@@ -23,7 +23,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jax.sharding import NamedSharding, PartitionSpec
 
-from . import _formulations as formulations
+from . import _plan as plan
 from ._arguments import keeping_64_bits
 from ._geometry import ConvGeometry, is_static
 
@@ -62,15 +62,15 @@ conv_sum_p = Primitive("conv_sum")
 
 @keeping_64_bits
 def _evaluate(a: jax.Array, b: jax.Array, *first: jax.Array, of: Sum) -> jax.Array:
-    """The sum by an algorithm of `_formulations`, mapped over its levels."""
+    """The sum by an algorithm of `_plan`, mapped over its levels."""
     if first and jnp.issubdtype(b.dtype, jnp.floating):
         # Either operand will do; the smaller one costs less.
         a_is_smaller = math.prod(a.shape) < math.prod(b.shape) if is_static((*a.shape, *b.shape)) else False
         waits = lax.platform_dependent(
-            a if a_is_smaller else b, *first, cpu=formulations.after, default=lambda operand, _: operand
+            a if a_is_smaller else b, *first, cpu=plan.after, default=lambda operand, _: operand
         )
         a, b = (waits, b) if a_is_smaller else (a, waits)
-    of_one = getattr(formulations, MAPS[of.out])
+    of_one = getattr(plan, MAPS[of.out])
 
     def evaluate(a: jax.Array, b: jax.Array) -> jax.Array:
         return of_one(a, b, of.geometry)

@@ -294,7 +294,7 @@ def _window(
 def _reduce_window(x: jax.Array, reducer: Any, initial: Any, w: Window) -> jax.Array:
     """lax.reduce_window over the spatial axes."""
     before = x.ndim - w.rank - 1
-    # XLA aborts the process where a window of one cell crops a constant, so what crops is padded beforehand.
+    # XLA aborts the process where a window of one pixel crops a constant, so what crops is padded beforehand.
     if any(min(pair) < 0 for pair in w.padding):
         pads = ((0, 0),) * before + w.padding + ((0, 0),)
         x = lax.pad(x, np.array(initial, x.dtype), [(low, high, 0) for low, high in pads])

@@ -37,7 +37,7 @@ CONVS = {
     "even kernel, strided, same": Conv((1, 7, 6, 1), (4, 2, 1, 2), dict(strides=(2, 3))),
     "even kernel, strided, same_lower": Conv((1, 7, 6, 1), (4, 2, 1, 2), dict(strides=(2, 3), padding="SAME_LOWER")),
     "stride > window": Conv((2, 8, 7, 2), (2, 2, 2, 1), dict(strides=3, padding="VALID")),
-    "stride = window, cells left over": Conv((2, 7, 8, 1), (3, 3, 1, 2), dict(strides=3, padding="VALID")),
+    "stride = window, pixels left over": Conv((2, 7, 8, 1), (3, 3, 1, 2), dict(strides=3, padding="VALID")),
     "one integer of padding": Conv((2, 4, 5, 1), (3, 3, 1, 2), dict(padding=1)),
     "one integer of padding per axis": Conv((2, 4, 5, 1), (3, 3, 1, 2), dict(padding=(2, 0))),
     "asymmetric padding": Conv((2, 4, 5, 1), (3, 2, 1, 2), dict(padding=((0, 2), (3, 1)))),
@@ -52,10 +52,10 @@ CONVS = {
     "kernel dilation": Conv((2, 7, 8, 2), (3, 2, 2, 1), dict(kernel_dilation=(2, 3))),
     "kernel dilation, strided": Conv((1, 9, 8, 1), (3, 2, 1, 2), dict(kernel_dilation=2, strides=(3, 2))),
     "input dilation": Conv((2, 4, 3, 2), (3, 2, 2, 1), dict(input_dilation=(2, 3), padding=1)),
-    "input dilation of a window of one cell": Conv(
+    "input dilation of a window of one pixel": Conv(
         (2, 4, 3, 2), (1, 1, 2, 3), dict(input_dilation=(2, 3), padding=((0, 1), (1, 0)))
     ),
-    "input dilation of fewer cells than the window along one axis": Conv(
+    "input dilation of fewer pixels than the window along one axis": Conv(
         (2, 3, 4, 2), (2, 5, 2, 3), dict(input_dilation=(2, 3), padding=0)
     ),
     "input dilation, strided": Conv((1, 4, 5, 1), (3, 3, 1, 2), dict(input_dilation=(3, 2), strides=(2, 3), padding=2)),
@@ -83,7 +83,7 @@ CONVS = {
     "kernel as large as the input": Conv((2, 4, 5, 2), (4, 5, 2, 3), dict(padding="VALID")),
     "large kernel": Conv((1, 9, 10, 1), (9, 8, 1, 1), dict(padding="SAME")),
     "patches": Conv((1, 8, 8, 3), (4, 4, 3, 5), dict(strides=4, padding="VALID")),
-    "one cell": Conv((1, 1, 1, 1), (1, 1, 1, 1)),
+    "one pixel": Conv((1, 1, 1, 1), (1, 1, 1, 1)),
     "empty batch": Conv((0, 5, 4, 2), (3, 3, 2, 3)),
     "empty axis": Conv((2, 0, 4, 2), (3, 3, 2, 3), dict(padding=1)),
     "no features": Conv((2, 5, 4, 2), (3, 3, 2, 0)),
@@ -99,7 +99,7 @@ POOLS = {
     "even window, same": Pool((1, 6, 5, 1), (2, 4), dict(strides=(1, 3), padding="SAME")),
     "even window, same_lower": Pool((1, 6, 5, 1), (2, 4), dict(strides=(1, 3), padding="SAME_LOWER")),
     "stride > window": Pool((2, 8, 7, 1), (2, 1), dict(strides=(3, 3))),
-    "cells left over": Pool((1, 7, 8, 2), (3, 3), dict(strides=3)),
+    "pixels left over": Pool((1, 7, 8, 2), (3, 3), dict(strides=3)),
     "one integer of padding": Pool((1, 5, 4, 2), (3, 3), dict(strides=2, padding=1)),
     "asymmetric padding": Pool((2, 5, 4, 1), (3, 2), dict(strides=(2, 1), padding=((0, 2), (1, 0)))),
     "negative padding": Pool((2, 7, 8, 1), (3, 2), dict(strides=2, padding=((-1, 0), (-2, -1)))),
@@ -129,7 +129,7 @@ POOLS = {
     "large window, strided, dilated": Pool(
         (1, 11, 12, 1), (5, 4), dict(strides=2, window_dilation=2, padding=((3, 2), (1, 4)))
     ),
-    "window of one cell": Pool((2, 4, 3, 1), (1, 1), dict(strides=2)),
+    "window of one pixel": Pool((2, 4, 3, 1), (1, 1), dict(strides=2)),
     "1-D": Pool((2, 9, 2), (3,), dict(strides=2)),
     "3-D": Pool((1, 4, 3, 5, 1), (2, 2, 3), dict(strides=(2, 1, 2), padding="SAME")),
     "no batch axis": Pool((5, 4, 2), (2, 2)),
@@ -155,7 +155,7 @@ POOL_ARGUMENTS: dict[str, dict[str, dict[str, Any]]] = {
 ADAPTIVE = {
     "divides": ((2, 6, 4, 2), (3, 2)),
     "does not divide": ((2, 7, 5, 2), (3, 2)),
-    "more windows than cells": ((1, 3, 2, 1), (5, 4)),
+    "more windows than pixels": ((1, 3, 2, 1), (5, 4)),
     "global": ((2, 5, 4, 3), (1, 1)),
     "one axis divides": ((1, 6, 5, 1), (3, 3)),
     "identity": ((1, 4, 3, 2), (4, 3)),
@@ -277,8 +277,8 @@ def lax_is_right(x: tuple[int, ...], kernel: tuple[int, ...], arguments: dict[st
             return False
         read = (low, span + (out - 1) * s - low - dilated)
         sums = ((n, k, s, (low, high), i, d), (n, out, d, read, i, s), (out, k, i, (full_low, full_high), s, d))
-        for cells, window, step, ends, apart, between in sums:
-            if cells != window == apart == step + 1 and ends == (0, 0) and between == 1:
+        for pixels, window, step, ends, apart, between in sums:
+            if pixels != window == apart == step + 1 and ends == (0, 0) and between == 1:
                 return False
     return True
 

@@ -1,7 +1,7 @@
-"""The ops and their gradients as naive loops in NumPy, float64: over every window, every tap, every cell.
+"""The ops and their gradients as naive loops in NumPy, float64: over every window, every tap, every pixel.
 
 Nothing here comes from jaxbp or JAX. Along one axis, tap `t` of window `o` reads the padded, dilated input at
-`o * stride + t * dilation`; a loop visits every (window, tap) and asks which input cell, if any, lies there.
+`o * stride + t * dilation`; a loop visits every (window, tap) and asks which input pixel, if any, lies there.
 """
 
 import itertools
@@ -11,7 +11,7 @@ import numpy as np
 
 
 def axis_windows(size, window, stride, padding, dilation=1, input_dilation=1, ceil_mode=False):
-    """For every window along one axis: the cells that its taps read, None for a tap that reads no cell."""
+    """For every window along one axis: the pixels that its taps read, None for a tap that reads no pixel."""
     span = (window - 1) * dilation + 1
     dilated = (size - 1) * input_dilation + 1 if size else 0
     low, high = axis_padding(dilated, window, stride, padding, dilation)
@@ -49,10 +49,10 @@ def per_axis(value, rank):
 
 
 def visit(axes):
-    """Yield (a window's place, [the cell of each tap in row-major order, or None])."""
+    """Yield (a window's place, [the pixel of each tap in row-major order, or None])."""
     for place in itertools.product(*(range(len(windows)) for windows in axes)):
         taps = itertools.product(*(windows[o] for windows, o in zip(axes, place, strict=True)))
-        yield place, [None if None in cell else cell for cell in taps]
+        yield place, [None if None in pixel else pixel for pixel in taps]
 
 
 def images_of(x, rank):
@@ -84,10 +84,10 @@ def conv(x, kernel, bias=None, *, delta=None, strides=1, padding="SAME", input_d
     dx, dkernel = np.zeros_like(images), np.zeros_like(kernel)
     delta = None if delta is None else np.asarray(delta, wide).reshape(z.shape)
     per_in, per_out = channels // groups, features // groups
-    for place, cells in visit(axes):
-        for tap, cell in zip(np.ndindex(*window_shape), cells, strict=True):
-            for group in range(groups if cell is not None else 0):
-                reads = (slice(None), *cell, slice(group * per_in, (group + 1) * per_in))
+    for place, pixels in visit(axes):
+        for tap, pixel in zip(np.ndindex(*window_shape), pixels, strict=True):
+            for group in range(groups if pixel is not None else 0):
+                reads = (slice(None), *pixel, slice(group * per_in, (group + 1) * per_in))
                 writes = (slice(None), *place, slice(group * per_out, (group + 1) * per_out))
                 weights = (*tap, slice(None), writes[-1])
                 if delta is None:
@@ -102,7 +102,7 @@ def conv(x, kernel, bias=None, *, delta=None, strides=1, padding="SAME", input_d
 
 
 def transposed_padding(k, stride, padding, consistent):
-    """(low, high) at an axis of the input with zeros in it, for a window that spans k cells."""
+    """(low, high) at an axis of the input with zeros in it, for a window that spans k pixels."""
     if isinstance(padding, str):
         # As lax splits them: for the forward convolution that VALID or SAME would be the padding of.
         total = k + stride - 2 + (max(k - stride, 0) if padding == "VALID" else 0)
@@ -150,12 +150,12 @@ def pool(kind, x, window_shape, strides=None, padding="VALID", count_include_pad
     winners = np.full(pooled.shape, math.prod(window_shape))
     dx = np.zeros_like(images)
     delta = np.zeros_like(pooled) if delta is None else np.asarray(delta).reshape(pooled.shape)
-    for place, cells in visit(axes):
-        inside = [(tap, cell) for tap, cell in enumerate(cells) if cell is not None]
-        divisor = 1 if kind == "sum" else divisor_override or counted_cells(facts, place, count_include_pad)
+    for place, pixels in visit(axes):
+        inside = [(tap, pixel) for tap, pixel in enumerate(pixels) if pixel is not None]
+        divisor = 1 if kind == "sum" else divisor_override or counted_pixels(facts, place, count_include_pad)
         for image, channel in np.ndindex(len(images), channels):
             at = (image, *place, channel)
-            values = [images[(image, *cell, channel)] for _, cell in inside]
+            values = [images[(image, *pixel, channel)] for _, pixel in inside]
             slopes = np.zeros(len(values))
             if kind in ("max", "min"):
                 chosen = winner(values, kind)
@@ -169,9 +169,9 @@ def pool(kind, x, window_shape, strides=None, padding="VALID", count_include_pad
                 pooled[at], slopes = sum(values) / divisor, slopes + 1 / divisor
             else:
                 pooled[at] = np.nan
-            for (_, cell), slope in zip(inside, slopes, strict=True):
+            for (_, pixel), slope in zip(inside, slopes, strict=True):
                 if slope:
-                    dx[(image, *cell, channel)] += delta[at] * slope
+                    dx[(image, *pixel, channel)] += delta[at] * slope
     shape = (*batch, *pooled.shape[1:])
     return pooled.reshape(shape), winners.reshape(shape), dx.reshape(x.shape)
 
@@ -195,8 +195,8 @@ def norm_and_slopes(values, p):
     return norm, [float(np.sign(v)) * (abs(v) / norm) ** (p - 1) if v and norm else 0.0 for v in values]
 
 
-def counted_cells(facts, place, count_include_pad):
-    """How many cells of a window lie on the input, or on the input and its padding: the average's divisor."""
+def counted_pixels(facts, place, count_include_pad):
+    """How many pixels of a window lie on the input, or on the input and its padding: the average's divisor."""
     count = 1
     for (n, k, s, padding, d), o in zip(facts, place, strict=True):
         low, high = axis_padding(n, k, s, padding, d)
@@ -220,17 +220,17 @@ def unpool(values, winners, input_shape, window_shape, strides=None, padding="VA
     shape = (len(x), *map(len, axes), x.shape[-1])
     values, winners = np.asarray(values, np.float64).reshape(shape), np.asarray(winners).reshape(shape)
     writer = {}
-    for place, cells in visit(axes):
+    for place, pixels in visit(axes):
         for image, channel in np.ndindex(len(x), x.shape[-1]):
             window = (image, *place, channel)
             tap = winners[window]
-            if tap < len(cells) and cells[tap] is not None:
-                x[(image, *cells[tap], channel)] = values[window]
-                writer[(image, *cells[tap], channel)] = window
+            if tap < len(pixels) and pixels[tap] is not None:
+                x[(image, *pixels[tap], channel)] = values[window]
+                writer[(image, *pixels[tap], channel)] = window
     dvalues = np.zeros(shape)
     delta = np.zeros(x.shape) if delta is None else np.asarray(delta).reshape(x.shape)
-    for cell, window in writer.items():
-        dvalues[window] = delta[cell]
+    for pixel, window in writer.items():
+        dvalues[window] = delta[pixel]
     return x.reshape(input_shape), dvalues.reshape(*batch, *shape[1:])
 
 
@@ -245,13 +245,13 @@ def adaptive_pool(kind, x, output_shape, delta=None):
         ranges = [
             range(o * n // m, math.ceil((o + 1) * n / m)) for o, n, m in zip(place, spatial, output_shape, strict=True)
         ]
-        cells = list(itertools.product(*ranges))
+        pixels = list(itertools.product(*ranges))
         for image, channel in np.ndindex(len(images), channels):
-            at, values = (image, *place, channel), [images[(image, *cell, channel)] for cell in cells]
+            at, values = (image, *place, channel), [images[(image, *pixel, channel)] for pixel in pixels]
             chosen = winner(values, "max")
             pooled[at] = values[chosen] if kind == "max" else sum(values) / len(values)
-            for index, cell in enumerate(cells):
-                slope = float(index == chosen) if kind == "max" else 1 / len(cells)
+            for index, pixel in enumerate(pixels):
+                slope = float(index == chosen) if kind == "max" else 1 / len(pixels)
                 if slope:
-                    dx[(image, *cell, channel)] += delta[at] * slope
+                    dx[(image, *pixel, channel)] += delta[at] * slope
     return pooled.reshape(*batch, *output_shape, channels), dx.reshape(x.shape)

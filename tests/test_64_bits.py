@@ -19,7 +19,7 @@ def _conv(x, kernel, **keywords):
     return Op(lambda ops, x, kernel: ops.conv(x, kernel, **keywords), (x, kernel))
 
 
-# Of every form that evaluates a sum of a convolution on a CPU.
+# Of every algorithm that evaluates a sum of a convolution on a CPU.
 CONVS = {
     "1x1": _conv((2, 4, 4, 4), (1, 1, 4, 5)),
     "1x1, strided": _conv((2, 5, 5, 4), (1, 1, 4, 5), strides=2),
@@ -30,7 +30,7 @@ CONVS = {
     "groups of few channels": _conv((2, 6, 6, 8), (3, 3, 2, 8), feature_group_count=4),
     "strided": _conv((2, 9, 9, 8), (3, 3, 8, 8), strides=2),
     "taps apart": _conv((2, 9, 9, 8), (3, 3, 8, 8), kernel_dilation=2),
-    "cells apart": _conv((2, 5, 5, 8), (4, 4, 8, 8), input_dilation=2, padding=2),
+    "pixels apart": _conv((2, 5, 5, 8), (4, 4, 8, 8), input_dilation=2, padding=2),
     "tiles": _conv((8, 8, 8, 64), (3, 3, 64, 64)),
     "tiles in phases": _conv((2, 16, 16, 128), (3, 3, 128, 128), kernel_dilation=2),
     "few channels": _conv((2, 32, 32, 3), (3, 3, 3, 16)),
@@ -46,9 +46,9 @@ CONVS = {
 }
 
 POOLS = {
-    "max, many cells": Op(_pool("max_pool", (5, 5), (1, 1), "SAME"), ((1, 9, 9, 2),), like="distinct"),
+    "max, many pixels": Op(_pool("max_pool", (5, 5), (1, 1), "SAME"), ((1, 9, 9, 2),), like="distinct"),
     "max, ceil_mode": Op(_pool("max_pool", (3, 2), (2, 2), 1, ceil_mode=True), ((1, 6, 7, 2),), like="distinct"),
-    "average, many cells": Op(_pool("avg_pool", (6, 6), (1, 1), "SAME", False), ((1, 9, 9, 2),)),
+    "average, many pixels": Op(_pool("avg_pool", (6, 6), (1, 1), "SAME", False), ((1, 9, 9, 2),)),
     "average, global": Op(_pool("avg_pool", (4, 4)), ((2, 4, 4, 2),)),
     "sum, one axis": Op(_pool("sum_pool", (3,), (2,), "SAME"), ((2, 9, 2),)),
     "sum, an axis of three": Op(_pool("sum_pool", (2, 2, 3), (2, 1, 2), "SAME"), ((1, 4, 3, 5, 1),)),

@@ -294,8 +294,8 @@ def test_plan_names_a_form_and_a_reason_for_every_map(capsys):
 @pytest.mark.parametrize("case", [c for c in CASES if not c.pools], ids=[c.name for c in CASES if not c.pools])
 def test_the_plan_speaks_of_the_geometry_that_the_op_uses(case, monkeypatch):
     used = []
-    forward = _conv.formulations.conv_forward
-    monkeypatch.setattr(_conv.formulations, "conv_forward", lambda x, k, g: (used.append(g), forward(x, k, g))[1])
+    forward = _conv.plan.conv_forward
+    monkeypatch.setattr(_conv.plan, "conv_forward", lambda x, k, g: (used.append(g), forward(x, k, g))[1])
     arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in case.shapes]
     jax.jit(_programs.function_of(case, jaxbp)).lower(*arrays)
     assert used == [_plan.geometry(case)]

@@ -15,7 +15,7 @@ from cases import OPS, Op
 LARGE = {
     "adaptive average, windows of 23": Op(lambda ops, x: ops.adaptive_avg_pool(x, (3, 3)), ((1, 67, 67, 2),)),
     "adaptive maximum, windows of 23": Op(lambda ops, x: ops.adaptive_max_pool(x, (3, 3)), ((1, 67, 67, 2),)),
-    "windows that reach a cell in a loop": Op(
+    "windows that reach a pixel in a loop": Op(
         lambda ops, y, winners: ops.max_unpool(y, winners, (5, 5)), ((1, 4, 4, 2), (1, 4, 4, 2)), integer=1, limit=25
     ),
     "a large image": Op(lambda ops, x, k: ops.conv(x, k), ((2, 64, 64, 8), (3, 3, 8, 16))),

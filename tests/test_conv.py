@@ -218,7 +218,7 @@ def test_preferred_element_type_leaves_no_trace(dtype, order):
     "shapes", [((2, 9, 9, 2), (3, 3, 2, 3)), ((2, 8, 8, 3), (2, 2, 3, 4)), ((2, 8, 8, 4), (3, 3, 1, 4))]
 )
 def test_preferred_element_type_is_what_sums_are_made_in(shapes):
-    """float64 asked for is float64 throughout, in every form; float8 is never summed in eight bits."""
+    """float64 asked for is float64 throughout, by every algorithm; float8 is never summed in eight bits."""
     groups = shapes[0][-1] // shapes[1][-2]
     strides = 2 if shapes[1][0] == 2 else 1
     words = dict(strides=strides, feature_group_count=groups)

@@ -247,7 +247,7 @@ def test_conv_transpose_is_the_input_gradient_of_conv(k, s, padding):
 
 @pytest.mark.parametrize("name", ["same", "valid", "pairs", "rhs_dilation", "transpose_kernel", "1-D", "3-D"])
 def test_conv_transpose_equals_loops(name):
-    """Value and gradients of a convolution over the input with zeros between its cells."""
+    """Value and gradients of a convolution over the input with zeros between its pixels."""
     lhs_shape, rhs_shape, arguments = TRANSPOSED[name]
     words = as_keywords(arguments)
     lhs, rhs = integers(1, lhs_shape), integers(2, rhs_shape)

@@ -36,11 +36,11 @@ ERRORS = {
     "relu: x is a random key": (
         lambda: jaxbp.relu(jax.random.key(0)), TypeError, ["relu: x", "key<fry>", "holds no numbers"],
     ),
-    "conv: more cells than can be counted": (
+    "conv: more pixels than can be counted": (
         lambda: jaxbp.conv(X, K, input_dilation=2**40, padding=1), ValueError,
-        ["conv: along spatial axis 0", "cells", "2147483647"],
+        ["conv: along spatial axis 0", "pixels", "2147483647"],
     ),
-    "dilate: more cells than can be counted": (
+    "dilate: more pixels than can be counted": (
         lambda: jaxbp.dilate(X, 2**40), ValueError, ["dilate: dilation=", "(2, 5, 4, 2)", "2147483647"],
     ),
     "avg_pool_grad: input_shape is a number": (
@@ -168,14 +168,14 @@ ERRORS = {
     ),
     "conv: window larger than the input": (
         lambda: jaxbp.conv(X[:, :2], K, padding="VALID"), ValueError,
-        ["conv:", "axis 0", "spans 3 cells", "kernel 3", "only 2", "smaller window or more padding"],
+        ["conv:", "axis 0", "spans 3 pixels", "kernel 3", "only 2", "smaller window or more padding"],
     ),
     "conv: dilated window larger than the input": (
         lambda: jaxbp.conv(X, K, padding="VALID", kernel_dilation=(1, 2)), ValueError,
-        ["conv:", "axis 1", "spans 5 cells", "kernel_dilation 2", "only 4"],
+        ["conv:", "axis 1", "spans 5 pixels", "kernel_dilation 2", "only 4"],
     ),
     "conv: empty window": (
-        lambda: jaxbp.conv(X, jnp.ones((0, 3, 2, 6))), ValueError, ["conv: kernel", "(0, 3)", "at least one cell"],
+        lambda: jaxbp.conv(X, jnp.ones((0, 3, 2, 6))), ValueError, ["conv: kernel", "(0, 3)", "at least one pixel"],
     ),
     # -------------------------------------------------------------------------------------- gradient maps
     "conv_input_grad: delta of another shape": (
@@ -419,7 +419,7 @@ def pool_errors(op):
         f"{op}: window is an integer": (lambda: pool(ROW, 2), TypeError, [f"{op}: window_shape=2", "sequence", "(2, 2)"]),
         f"{op}: window of halves": (lambda: pool(ROW, (0.5,)), TypeError, [f"{op}: window_shape=(0.5,)", "integers"]),
         f"{op}: no window": (lambda: pool(ROW, ()), ValueError, [f"{op}: window_shape=()", "one integer"]),
-        f"{op}: empty window": (lambda: pool(ROW, (0,)), ValueError, [f"{op}: window_shape", "(0,)", "at least one cell"]),
+        f"{op}: empty window": (lambda: pool(ROW, (0,)), ValueError, [f"{op}: window_shape", "(0,)", "at least one pixel"]),
         f"{op}: strides of zero": (lambda: pool(ROW, (2,), 0), ValueError, [f"{op}: strides=(0,)", "at least 1"]),
         f"{op}: too many strides": (lambda: pool(ROW, (2,), (1, 2)), ValueError, [f"{op}: strides=(1, 2)", "1 spatial"]),
         f"{op}: window dilation of zero": (
@@ -429,7 +429,7 @@ def pool_errors(op):
             lambda: pool(ROW, (2,), 1, "CIRCULAR"), ValueError, [f"{op}: padding='CIRCULAR'", "'SAME'", "pairs"],
         ),
         f"{op}: window larger than the input": (
-            lambda: pool(ROW, (6,)), ValueError, [f"{op}:", "spans 6 cells", "window_shape 6", "only 5"],
+            lambda: pool(ROW, (6,)), ValueError, [f"{op}:", "spans 6 pixels", "window_shape 6", "only 5"],
         ),
         f"{op}: ceil_mode and a crop of the end": (
             lambda: pool(ROW, (2,), 2, ((0, -1),), ceil_mode=True),

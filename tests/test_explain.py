@@ -90,9 +90,9 @@ def test_every_picture_of_a_convolution_is_the_gradient(name):
     assert np.array_equal(
         correlate(manual["padded_x"], given["kernel"], window.dilation, window.strides) + 2, manual["output"]
     )
-    for cell in np.ndindex(*given["x"].shape):
-        total = sum(given["delta"][use.output] * given["kernel"][use.place] for use in uses(window, cell))
-        assert total == manual["input_grad"][cell]
+    for pixel in np.ndindex(*given["x"].shape):
+        total = sum(given["delta"][use.output] * given["kernel"][use.place] for use in uses(window, pixel))
+        assert total == manual["input_grad"][pixel]
     for key, value in case.automatic.items():
         assert np.array_equal(value, manual[key]), key
 
@@ -100,11 +100,11 @@ def test_every_picture_of_a_convolution_is_the_gradient(name):
 @pytest.mark.parametrize("name", GEOMETRIES)
 def test_weights_are_met_in_the_reverse_order_of_the_kernel(name):
     case = conv_case(name)
-    for cell in np.ndindex(*case.given["x"].shape):
-        met = [use.place for use in uses(window_of(case), cell)]
+    for pixel in np.ndindex(*case.given["x"].shape):
+        met = [use.place for use in uses(window_of(case), pixel)]
         assert met == sorted(met, reverse=True)
-        assert [use.output for use in uses(window_of(case), cell)] == sorted(
-            use.output for use in uses(window_of(case), cell)
+        assert [use.output for use in uses(window_of(case), pixel)] == sorted(
+            use.output for use in uses(window_of(case), pixel)
         )
 
 
@@ -137,19 +137,20 @@ def test_text_says_so_when_the_two_rules_disagree():
     assert text.endswith("differ by at most: kernel_grad 1.0e+00.")
 
 
-def test_text_of_a_border_cell_a_tie_and_an_unused_cell():
+def test_text_of_a_border_pixel_a_tie_and_an_unused_pixel():
     x, kernel = np.arange(9).reshape(3, 3), np.arange(4).reshape(2, 2)
-    corner = str(jaxbp.explain("conv", x, kernel, padding="VALID", cell=(0, 0)))
+    corner = str(jaxbp.explain("conv", x, kernel, padding="VALID", pixel=(0, 0)))
+    assert corner == str(jaxbp.explain("conv", x, kernel, padding="VALID", cell=(0, 0)))
     assert "The weights read w11:" in corner and "padded delta has zeros there" in corner
-    unused = str(jaxbp.explain("conv", x, kernel, padding="VALID", strides=2, cell=(2, 2)))
+    unused = str(jaxbp.explain("conv", x, kernel, padding="VALID", strides=2, pixel=(2, 2)))
     assert "No output used it: its gradient is 0." in unused
-    tie = str(jaxbp.explain("max_pool", np.ones((2, 2)), window_shape=2, cell=(0, 1)))
-    assert "z11 = 1: it equals the maximum, but an earlier cell won" in tie
+    tie = str(jaxbp.explain("max_pool", np.ones((2, 2)), window_shape=2, pixel=(0, 1)))
+    assert "z11 = 1: it equals the maximum, but an earlier pixel won" in tie
     mean = str(
-        jaxbp.explain("avg_pool", np.ones((2, 2)), window_shape=2, padding=1, count_include_pad=False, cell=(0, 0))
+        jaxbp.explain("avg_pool", np.ones((2, 2)), window_shape=2, padding=1, count_include_pad=False, pixel=(0, 0))
     )
     assert "z11: d11 / 1 = 1 / 1 = 1" in mean and "z22: d22 / 4 = 1 / 4 = 0.25" in mean
-    dense = str(jaxbp.explain(jaxbp.dense, [[1.0, -2.0]], [[3.0], [4.0]], cell=(0, 1)))
+    dense = str(jaxbp.explain(jaxbp.dense, [[1.0, -2.0]], [[3.0], [4.0]], pixel=(0, 1)))
     assert "dJ/dx12 = (-5)*4 = -20" in dense and "dJ/dw21 = (-2)*(-5) = 10" in dense
 
 
@@ -232,8 +233,8 @@ def test_the_page_s_files_are_in_the_package():
             ValueError,
             r"delta has shape \(1, 2\), but the output .* \(1, 1\)",
         ),
-        (("conv", [[1.0]], [[1.0]]), {"cell": (1, 0)}, ValueError, r"cell=\(1, 0\) lies outside"),
-        (("conv", np.ones((2, 2)), np.ones((3, 3))), {"padding": "VALID"}, ValueError, "window spans 3 cells"),
+        (("conv", [[1.0]], [[1.0]]), {"pixel": (1, 0)}, ValueError, r"pixel=\(1, 0\) lies outside"),
+        (("conv", np.ones((2, 2)), np.ones((3, 3))), {"padding": "VALID"}, ValueError, "window spans 3 pixels"),
         (("max_pool", [[1.0]]), {"window_shape": 1, "padding": 1}, ValueError, "wholly in the padding"),
         (("dense", [[1.0]], [[1.0], [2.0]]), {}, ValueError, r"x has shape \(1, 1\) and kernel \(2, 1\)"),
         (("dense", [[1.0]], [[1.0]], [1.0, 2.0]), {}, ValueError, r"bias has shape \(2,\)"),
@@ -256,8 +257,9 @@ def test_the_command_prints_the_article_s_case(capsys):
     assert "dJ/dx22 = 57 + 50 + 37 + 0 = 144" in capsys.readouterr().out
 
 
-def test_the_command_draws_the_case_that_was_asked_for(capsys):
-    words = "conv --input 6 --kernel 2 --stride 2 --padding 1 --dilation 2 --seed 4 --cell 1 1"
+@pytest.mark.parametrize("pixel", ["--pixel", "--cell"])
+def test_the_command_draws_the_case_that_was_asked_for(pixel, capsys):
+    words = f"conv --input 6 --kernel 2 --stride 2 --padding 1 --dilation 2 --seed 4 {pixel} 1 1"
     assert command(*shlex.split(words)) == 0
     expected = _explain.Explanation(drawn_case("conv", 6, 2, 2, 1, 2, 4), (1, 1), ())
     assert capsys.readouterr().out == f"{expected}\n"
@@ -280,14 +282,14 @@ def test_the_command_writes_files(op, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("conv --input 2", "window spans 3 cells"),
+        ("conv --input 2", "window spans 3 pixels"),
         ("conv --input 0", "--input 0 must be at least 1"),
         ("conv --seed -1", "--seed -1 must be at least 0"),
         ("conv --input 40", "at most 8 x 8"),
         ("conv --padding EVEN", "padding='EVEN'"),
         ("conv --article --stride 2", "leave out --stride"),
         ("dense --kernel 2", "--kernel means nothing for dense"),
-        ("conv --cell 9 9", "lies outside"),
+        ("conv --pixel 9 9", "lies outside"),
         ("conv --html case.htm", "must be a file name that ends in .html"),
         ("conv --png nowhere/case.png", "there is no folder 'nowhere'"),
         ("max_pool --padding 3", "wholly in the padding"),
@@ -341,7 +343,7 @@ def test_the_figure_shows_the_numbers_and_joins_them_by_label():
 
 
 @pytest.mark.parametrize("window", [3, 5])
-def test_the_windows_that_a_cell_won_stay_inside_the_cell(window):
+def test_the_windows_that_a_pixel_won_stay_inside_the_pixel(window):
     """Overlapping windows have winners in common: their names are broken into lines, or counted."""
     pytest.importorskip("matplotlib")
     figure = jaxbp.explain(
@@ -366,7 +368,7 @@ def test_a_reader_who_has_seen_enough_is_no_error():
     assert process.returncode == 1
 
 
-def test_the_film_fills_the_gradient_cell_by_cell(tmp_path):
+def test_the_film_fills_the_gradient_pixel_by_pixel(tmp_path):
     pytest.importorskip("matplotlib")
     image = pytest.importorskip("PIL.Image")
     path = jaxbp.explain("conv", np.arange(9).reshape(3, 3), np.arange(4).reshape(2, 2), padding="VALID").save(

@@ -110,7 +110,7 @@ def drawn(op="conv", *settings, **keywords):
     """A drawn case with the companions that the command line gives it."""
     case = drawn_case(op, *settings, **keywords)
     companions = tuple(drawn_case(other) for other in _explain.OPS if other != op)
-    return _explain.Explanation(case, _explain._chosen_cell(case, None), companions)
+    return _explain.Explanation(case, _explain._chosen_pixel(case, None), companions)
 
 
 def article():
@@ -146,7 +146,7 @@ def numbers(browser, matrix):
 
 
 def lit(browser, matrix):
-    """The lit cells of a matrix with their labels and colours, in reading order."""
+    """The lit pixels of a matrix with their labels and colours, in reading order."""
     script = """return [...document.querySelectorAll(`#${arguments[0]} td.lit`)].map((cell) => [
         +cell.dataset.row, +cell.dataset.column, cell.querySelector("small")?.textContent,
         getComputedStyle(cell).backgroundColor])"""
@@ -165,14 +165,14 @@ def check_numbers(browser, tab, case):
         )
 
 
-def pick(browser, grid, cell):
-    """Click a cell of a grid."""
-    by_id(browser, f"{grid}-{cell[0]}-{cell[1]}").click()
+def pick(browser, grid, pixel):
+    """Click a pixel of a grid."""
+    by_id(browser, f"{grid}-{pixel[0]}-{pixel[1]}").click()
 
 
-def label(letter, cell):
-    """A cell's name on the page."""
-    return f"{letter}{cell[0] + 1}{cell[1] + 1}"
+def label(letter, pixel):
+    """A pixel's name on the page."""
+    return f"{letter}{pixel[0] + 1}{pixel[1] + 1}"
 
 
 def result(browser, name="sum"):
@@ -266,9 +266,9 @@ def test_picking_lights_the_outputs_with_the_weights_that_joined_them(browser, t
     explanation = show(browser, drawn("conv", 5, 3, 1, 1), tmp_path)
     case = explanation.case
     window, kernel = window_of(case), case.given["kernel"]
-    for cell in [(0, 0), (2, 2), (1, 4), (4, 3)]:
-        pick(browser, "input", cell)
-        used = uses(window, cell)
+    for pixel in [(0, 0), (2, 2), (1, 4), (4, 3)]:
+        pick(browser, "input", pixel)
+        used = uses(window, pixel)
         expected = [(use.output, label("w", use.place)) for use in used]
         assert [(at, name) for at, name, _ in lit(browser, "z")] == expected
         assert [(at, name) for at, name, _ in lit(browser, "delta")] == expected
@@ -276,14 +276,16 @@ def test_picking_lights_the_outputs_with_the_weights_that_joined_them(browser, t
         assert len(set(colours.values())) == kernel.size
         for matrix in ("z", "delta", "padded", "rotated"):
             assert all(colours[name] == colour for _, name, colour in lit(browser, matrix)), matrix
-        assert result(browser) == case.manual["input_grad"][cell]
-        assert by_id(browser, f"input-{cell[0]}-{cell[1]}").get_attribute("aria-selected") == "true"
-        window_cells = [at for at, _, _ in lit(browser, "padded")]
-        assert window_cells == [(cell[0] + a, cell[1] + b) for a in range(3) for b in range(3)]
+        assert result(browser) == case.manual["input_grad"][pixel]
+        assert by_id(browser, f"input-{pixel[0]}-{pixel[1]}").get_attribute("aria-selected") == "true"
+        window_pixels = [at for at, _, _ in lit(browser, "padded")]
+        assert window_pixels == [(pixel[0] + a, pixel[1] + b) for a in range(3) for b in range(3)]
         names = [name for _, name, _ in lit(browser, "padded")]
         assert names == [label("w", (a, b)) for a in (2, 1, 0) for b in (2, 1, 0)]
         assert names == [name for _, name, _ in lit(browser, "rotated")]
-        slid = sum(case.manual["padded_delta"][at] * kernel[2 - i // 3, 2 - i % 3] for i, at in enumerate(window_cells))
+        slid = sum(
+            case.manual["padded_delta"][at] * kernel[2 - i // 3, 2 - i % 3] for i, at in enumerate(window_pixels)
+        )
         assert slid == result(browser)
 
 
@@ -291,9 +293,9 @@ def test_picking_lights_the_outputs_with_the_weights_that_joined_them(browser, t
 def test_a_click_on_the_input_picks_its_gradient(browser, tmp_path, tab, grid):
     """The text says "pick an input", so that the input itself must answer."""
     show(browser, drawn(tab), tmp_path)
-    for cell in [(0, 1), (2, 2)]:
-        browser.find_element("css selector", f"#m-x [data-row='{cell[0]}'][data-column='{cell[1]}']").click()
-        assert by_id(browser, f"{grid}-{cell[0]}-{cell[1]}").get_attribute("aria-selected") == "true"
+    for pixel in [(0, 1), (2, 2)]:
+        browser.find_element("css selector", f"#m-x [data-row='{pixel[0]}'][data-column='{pixel[1]}']").click()
+        assert by_id(browser, f"{grid}-{pixel[0]}-{pixel[1]}").get_attribute("aria-selected") == "true"
 
 
 def test_the_chips_read_the_kernel_backwards_and_say_what_is_missing(browser, tmp_path):
@@ -313,16 +315,16 @@ def test_the_kernel_gradient_in_both_forms(browser, tmp_path):
     case = show(browser, drawn("conv", 6, 2, 2, 1, 2), tmp_path).case
     delta, padded_x, laid = case.given["delta"], case.manual["padded_x"], case.manual["kernel_padded_delta"]
     open_tab(browser, "kernel")
-    for cell in np.ndindex(2, 2):
-        pick(browser, "kernel", cell)
-        assert result(browser) == case.manual["kernel_grad"][cell]
+    for pixel in np.ndindex(2, 2):
+        pick(browser, "kernel", pixel)
+        assert result(browser) == case.manual["kernel_grad"][pixel]
         inputs = [(at, name) for at, name, _ in lit(browser, "kx")]
         assert [name for _, name in inputs] == [label("δ", at) for at in np.ndindex(*delta.shape)]
         assert sum(padded_x[at] * d for (at, _), d in zip(inputs, delta.flat, strict=True)) == result(browser)
         marked = browser.find_element(By.CSS_SELECTOR, "#m-before td.on")
         assert (int(marked.get_attribute("data-row")), int(marked.get_attribute("data-column"))) == (
-            1 - cell[0],
-            1 - cell[1],
+            1 - pixel[0],
+            1 - pixel[1],
         )
         assert float(marked.get_attribute("data-value")) == result(browser)
         frame = browser.find_elements(By.CSS_SELECTOR, "#m-kpadded td.ring")
@@ -345,10 +347,10 @@ def test_max_pooling_shows_winners_losers_and_ties(browser, tmp_path):
     x = [[1, 3, 0, 0], [3, 2, 0, 5], [7, 0, 1, 1], [0, 0, 1, 1]]
     show(browser, jaxbp.explain("max_pool", x, window_shape=(2, 2), strides=2), tmp_path)
     stories = {}
-    for cell in [(0, 1), (1, 0), (1, 1), (2, 2)]:
-        pick(browser, "max", cell)
-        stories[cell] = by_id(browser, "story").text
-        assert result(browser) == numbers(browser, "max")[cell]
+    for pixel in [(0, 1), (1, 0), (1, 1), (2, 2)]:
+        pick(browser, "max", pixel)
+        stories[pixel] = by_id(browser, "story").text
+        assert result(browser) == numbers(browser, "max")[pixel]
     assert "z11 = 3 is x12: it won, so δ11 = 3" in stories[0, 1]
     assert "x21 ties with x12, which comes first" in stories[1, 0]
     assert "x22 = 2 lost" in stories[1, 1]
@@ -360,11 +362,11 @@ def test_max_pooling_shows_winners_losers_and_ties(browser, tmp_path):
 
 def test_average_pooling_shares_delta_out(browser, tmp_path):
     case = show(browser, drawn("avg_pool", 4, 3, 1), tmp_path).case
-    for cell in [(0, 0), (1, 2)]:
-        pick(browser, "avg", cell)
-        assert [at for at, _, _ in lit(browser, "delta")] == [use.output for use in uses(window_of(case), cell)]
+    for pixel in [(0, 0), (1, 2)]:
+        pick(browser, "avg", pixel)
+        assert [at for at, _, _ in lit(browser, "delta")] == [use.output for use in uses(window_of(case), pixel)]
         assert {name for _, name, _ in lit(browser, "delta")} == {"÷9"}
-        assert result(browser) == pytest.approx(case.manual["input_grad"][cell], rel=1e-5)
+        assert result(browser) == pytest.approx(case.manual["input_grad"][pixel], rel=1e-5)
 
 
 def test_the_dense_chain_rule_lights_a_row_and_a_column(browser, tmp_path):
@@ -384,7 +386,7 @@ CHANGES = {
     "input": [("size", "7"), ("window", "2"), ("stride", "2"), ("padding", "SAME"), ("dilation", "2"), ("size", "4")],
     "kernel": [("padding", "2"), ("stride", "3"), ("dilation", "2"), ("window", "4")],
     "max": [("size", "5"), ("window", "3"), ("stride", "2"), ("padding", "1"), ("dilation", "2")],
-    "avg": [("padding", "1"), ("count", "cells inside"), ("stride", "1"), ("window", "3")],
+    "avg": [("padding", "1"), ("count", "pixels inside"), ("stride", "1"), ("window", "3")],
     "dense": [("rows", "4"), ("size", "6"), ("outputs", "1")],
 }
 
@@ -431,13 +433,13 @@ def test_article_numbers_grow_with_the_input(browser, tmp_path):
 def test_settings_that_cannot_be_are_refused_in_words(browser, tmp_path):
     show(browser, drawn(), tmp_path)
     Select(by_id(browser, "set-dilation")).select_by_visible_text("3")
-    assert "The kernel spans 7 cells, but the padded input has only 5" in by_id(browser, "complaint").text
+    assert "The kernel spans 7 pixels, but the padded input has only 5" in by_id(browser, "complaint").text
     assert by_id(browser, "complaint").get_attribute("role") == "alert"
     assert Select(by_id(browser, "set-dilation")).first_selected_option.text == "1"
     check_numbers(browser, "input", drawn_case("conv"))
     for key, value in (("size", "8"), ("window", "1"), ("padding", "1")):
         Select(by_id(browser, f"set-{key}")).select_by_visible_text(value)
-    assert "The output would have 10 × 10 cells; at most 8 × 8 are drawn" in by_id(browser, "complaint").text
+    assert "The output would have 10 × 10 pixels; at most 8 × 8 are drawn" in by_id(browser, "complaint").text
     open_tab(browser, "max")
     assert by_id(browser, "complaint").text == ""
     Select(by_id(browser, "set-padding")).select_by_visible_text("3")
@@ -500,7 +502,7 @@ def test_everything_can_be_done_with_the_keyboard(browser, tmp_path):
     assert press(Keys.ARROW_LEFT) == "tab-dense" and press(Keys.HOME) == "tab-input" and press(Keys.END) == "tab-dense"
 
 
-def test_a_tap_on_a_phone_picks_a_cell(browser, tmp_path):
+def test_a_tap_on_a_phone_picks_a_pixel(browser, tmp_path):
     show(browser, drawn(), tmp_path)
     look(browser, 380, 800)
     browser.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": True})

@@ -360,12 +360,12 @@ def test_empty_layers_of_the_adapters(name):
 
 @pytest.mark.parametrize("op", ["max_pool", "min_pool", "avg_pool", "sum_pool", "lp_pool", "max_pool_with_winners"])
 def test_jaxbps_own_pools_keep_their_error(op):
-    with pytest.raises(ValueError, match=rf"{op}: along spatial axis 0 the window spans 7 cells .* has only 6"):
+    with pytest.raises(ValueError, match=rf"{op}: along spatial axis 0 the window spans 7 pixels .* has only 6"):
         getattr(jaxbp, op)(IMAGES, (7, 7))
 
 
 def test_jaxbps_own_convolution_keeps_its_error():
-    with pytest.raises(ValueError, match=r"conv: along spatial axis 0 the window spans 7 cells .* has only 6"):
+    with pytest.raises(ValueError, match=r"conv: along spatial axis 0 the window spans 7 pixels .* has only 6"):
         jaxbp.conv(IMAGES, integers(1, (7, 7, 3, 2)), padding="VALID")
 
 

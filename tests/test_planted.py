@@ -1,4 +1,4 @@
-"""Mistakes planted into the formulations: the checks of test_conv and test_pool must fail on every one of them."""
+"""Mistakes planted into the sums' entry points: the checks of test_conv and test_pool must fail on every one of them."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ import test_pool
 
 import jaxbp
 from cases import CONVS, POOLS, integers
-from jaxbp import _formulations
+from jaxbp import _plan
 
 
 def first_row_lost(y):
@@ -47,7 +47,7 @@ def not_summed(y):
     return y / 2
 
 
-# A map of the formulations, and what is done to its result.
+# An entry point of `_plan`, and what is done to its result.
 CONV_MISTAKES = [
     ("conv_forward", first_row_lost),
     ("conv_forward", last_corner_lost),
@@ -84,11 +84,11 @@ def assert_both_checks_fail():
 
 @pytest.fixture
 def plant(monkeypatch):
-    """Replace a formulation by one that spoils its result."""
+    """Replace an entry point by one that spoils its result."""
 
     def replace(name, spoil):
-        right = getattr(_formulations, name)
-        monkeypatch.setattr(_formulations, name, lambda *args: spoil(right(*args)))
+        right = getattr(_plan, name)
+        monkeypatch.setattr(_plan, name, lambda *args: spoil(right(*args)))
 
     return replace
 
@@ -103,14 +103,14 @@ def test_conv_mistake_is_found(plant, name, spoil):
     "wrong", ["kernel not rotated", "bias averaged", "bias of the first image", "gradients exchanged"]
 )
 def test_mistake_in_the_rule_is_found(monkeypatch, wrong):
-    """Mistakes that a rule could make with formulations that are right."""
-    right = _formulations.conv_input_grad
+    """Mistakes that a rule could make with sums that are right."""
+    right = _plan.conv_input_grad
     mistakes = {
         "kernel not rotated": ("conv_input_grad", lambda d, k, g: right(d, jaxbp.rot180(k), g)),
         "gradients exchanged": ("conv_input_grad", lambda d, k, g: right(d[::-1], k, g)),
     }
     if wrong in mistakes:
-        monkeypatch.setattr(_formulations, *mistakes[wrong])
+        monkeypatch.setattr(_plan, *mistakes[wrong])
     elif wrong == "bias averaged":
         monkeypatch.setattr("jaxbp._conv._sum_to_channels", lambda delta: delta.mean((0, 1, 2)))
     else:
@@ -129,14 +129,14 @@ def test_pool_mistake_is_found(plant, name, spoil):
 
 def test_ties_to_the_last_are_found(monkeypatch):
     """Small integers have ties: a pool that breaks them in the other order has other gradients."""
-    right = _formulations.max_and_winners
+    right = _plan.max_and_winners
     reverse = (slice(None), slice(None, None, -1), slice(None, None, -1))
 
     def last(x, w):
         pooled, winners = right(x[reverse], w)
         return pooled[reverse], (w.taps - 1 - winners[reverse].astype(jnp.int32)).astype(winners.dtype)
 
-    monkeypatch.setattr(_formulations, "max_and_winners", last)
+    monkeypatch.setattr(_plan, "max_and_winners", last)
     case = POOLS["stride 1, same"]
     inputs = integers(1, case.inputs)
     with pytest.raises(AssertionError):

@@ -140,7 +140,7 @@ def test_avg_pool_grad(case):
 
 
 @pytest.mark.parametrize("op", ["avg_pool", "sum_pool", "lp_pool", "max_pool"])
-def test_one_cell_windows_may_crop(op):
+def test_one_pixel_windows_may_crop(op):
     """XLA aborts the process on a `reduce_window` that crops a constant so, inside or outside a program."""
     arguments = dict(strides=(1, 1), padding=((4, 1), (-1, -1)))
     case, inputs = Pool((2, 6, 2), (1, 1), arguments), integers(1, (2, 6, 2))
@@ -190,7 +190,7 @@ def test_nan_and_infinity(op, window, strides):
 
 @pytest.mark.parametrize("op", ["max_pool", "min_pool"])
 def test_ties_go_to_the_first(op):
-    """A constant image: the gradient of every window goes to its first cell, as JAX's automatic rule has it."""
+    """A constant image: the gradient of every window goes to its first pixel, as JAX's automatic rule has it."""
     dx = jax.grad(lambda x: getattr(jaxbp, op)(x, (2, 2), (2, 2)).sum())(jnp.ones((4, 4, 1)))
     np.testing.assert_array_equal(dx[..., 0], np.kron(np.ones((2, 2)), [[1, 0], [0, 0]]))
     twin = jax.grad(lambda x: getattr(jaxbp.automatic, op)(x, (2, 2), (2, 2)).sum())(jnp.ones((4, 4, 1)))
@@ -371,7 +371,7 @@ def test_winners_of_large_windows_need_two_bytes():
 
 @pytest.mark.parametrize("op", KINDS)
 def test_large_windows_do_not_unroll(op):
-    """A window of 1024 cells must not become a program of 1024 steps, forward or backward."""
+    """A window of 1024 pixels must not become a program of 1024 steps, forward or backward."""
     program = jax.make_jaxpr(jax.grad(lambda x: getattr(jaxbp, op)(x, (32, 32)).sum()))(jnp.zeros((40, 40, 1)))
     assert str(program).count("\n") < 1024
 
@@ -400,7 +400,7 @@ def test_gradient_map_takes_winners_of_any_origin(window, strides):
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("padding", ["VALID", "SAME"])
 def test_large_windows_of_ties_nan_and_infinities(seed, padding):
-    """Given back axis by axis: every window that chose a row must have chosen the same cell of it."""
+    """Given back axis by axis: every window that chose a row must have chosen the same pixel of it."""
     rng = np.random.default_rng(seed)
     values = np.array([0.0, 0.0, 1.0, np.nan, np.inf, -np.inf, -np.inf], np.float32)
     x = jnp.asarray(rng.choice(values, p=[0.3, 0.2, 0.1, 0.02, 0.03, 0.2, 0.15], size=(2, 11, 12, 2)))
@@ -458,10 +458,10 @@ def test_long_windows_do_not_unroll(call):
     assert str(program).count("\n") < 999
 
 
-@pytest.mark.parametrize(("cells", "windows"), [(50, 2), (40, 1), (3, 70)])
-def test_adaptive_pools_of_many_places(cells, windows):
+@pytest.mark.parametrize(("pixels", "windows"), [(50, 2), (40, 1), (3, 70)])
+def test_adaptive_pools_of_many_places(pixels, windows):
     """Looped over, forward and backward."""
-    x = integers(1, (2, cells, 2))
+    x = integers(1, (2, pixels, 2))
     for kind in ("max", "avg"):
         pooled, (dx,) = pull_back(lambda x, kind=kind: getattr(jaxbp, f"adaptive_{kind}_pool")(x, (windows,)), x)
         expected, expected_dx = loops.adaptive_pool(kind, x, (windows,), delta_of(pooled))

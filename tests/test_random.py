@@ -234,8 +234,8 @@ def transposed(draw):
         top = [k - 1 if consistent else 3 for k in spans]
         padding = tuple((draw(st.integers(0, t)), draw(st.integers(0, t))) for t in top)
         for n, s, k, (low, high) in zip(sizes, strides, spans, padding, strict=True):
-            cells = (n - 1) * s + 1 + (2 * (k - 1) - low - high if consistent else low + high)
-            assume(cells >= k)
+            pixels = (n - 1) * s + 1 + (2 * (k - 1) - low - high if consistent else low + high)
+            assume(pixels >= k)
     kernel = (*window, features, channels) if swapped else (*window, channels, features)
     words = dict(rhs_dilation=dilation, transpose_kernel=swapped, use_consistent_padding=consistent)
     return (2, *sizes, channels), kernel, dict(strides=strides, padding=padding, **words)

@@ -211,8 +211,8 @@ OTHERS = {
     "groups of the batch": (
         _general((2,), "VALID", None, None, LAYOUTS[1], 1, 2), "2*b, t, 4; 3, 4, 4", (), dict(b=2, t=7),
     ),
-    "cells apart": (_general((2,), ((1, 2),), (3,), (2,), LAYOUTS[1]), "b, t, 4; 3, 4, 4", (), dict(b=2, t=5)),
-    "cells apart, cropped": (_general((1,), ((-1, 2),), (2,), None, LAYOUTS[1]), "b, t, 4; 3, 4, 4", (), dict(b=2, t=5)),
+    "pixels apart": (_general((2,), ((1, 2),), (3,), (2,), LAYOUTS[1]), "b, t, 4; 3, 4, 4", (), dict(b=2, t=5)),
+    "pixels apart, cropped": (_general((1,), ((-1, 2),), (2,), None, LAYOUTS[1]), "b, t, 4; 3, 4, 4", (), dict(b=2, t=5)),
     "a window of symbolic size": (_general((1,), "VALID", None, None, LAYOUTS[1]), "b, t, 2; k, 2, 3", ("t >= k",), dict(b=2, t=5, k=3)),
 }  # fmt: skip
 

@@ -17,7 +17,7 @@ from jax.ad_checkpoint import checkpoint_policies
 
 import jaxbp
 from cases import OPS, Op
-from jaxbp import _formulations, _sums
+from jaxbp import _plan, _sums
 
 
 def loss(op: Op, ops, numbers: tuple[int, ...] | None = None):
@@ -312,7 +312,7 @@ def counted(monkeypatch):
         return inner
 
     for name in MAPS:
-        monkeypatch.setattr(_formulations, name, counting(name, getattr(_formulations, name)))
+        monkeypatch.setattr(_plan, name, counting(name, getattr(_plan, name)))
     return counts
 
 

@@ -72,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--random", type=int, metavar="N", help="N layers of random shapes instead of the suite, each family in turn"
     )
     parser.add_argument("--seed", type=int, metavar="S", help="which random layers (default: 0)")
-    parser.add_argument("--plan", action="store_true", help="only say which form each sum takes, and why")
+    parser.add_argument("--plan", action="store_true", help="only say which algorithm each sum takes, and why")
     parser.add_argument("--json", metavar="FILE", help="write everything measured there")
     parser.add_argument("--plot", metavar="FILE", help="draw the ratios as bars there (needs matplotlib)")
 

@@ -90,12 +90,12 @@ def geometric_mean(values: list[float]) -> float:
 def machine_limits(dtype: Any) -> Limits:
     """Measure the rate of a square matrix product, and the bandwidth of a copy far larger than any cache."""
     big = jax.default_backend() != "cpu"
-    n, cells = (8192, 2**28) if big else (1536, 2**26)
+    n, elements = (8192, 2**28) if big else (1536, 2**26)
     matrix = jnp.ones((n, n), dtype)
     product = jax.jit(jnp.matmul)
     rate = 2 * n**3 / _fastest(lambda: product(matrix, matrix))
     # Written in place, so that no page of memory is fresh: the first touch of a page costs more than its copy.
-    array = [jnp.ones(cells, jnp.float32)]
+    array = [jnp.ones(elements, jnp.float32)]
     flip = jax.jit(jnp.negative, donate_argnums=0)
 
     def flip_in_place() -> Any:

@@ -1,26 +1,27 @@
-"""Which form evaluates each sum of a case, and why."""
+"""Which algorithm evaluates each sum of a case, and why."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from .._formulations import _choice, _gpu_choice, _kernel_grad_choice, _upsample, _windows
+from .._algorithms import _upsample, _windows
 from .._geometry import ConvGeometry, Window, conv_window, dilated_size, make_window, transposed_padding
+from .._plan import _cpu, _cpu_kernel_grad, _gpu
 from ._suite import Case
 
 
 class Step(NamedTuple):
-    """The form of a map on a platform, and why."""
+    """The algorithm of a map on a platform, and why."""
 
     map: str
     platform: str
-    form: str
+    algorithm: str
     reason: str
 
 
 def plan(case: Case, dtype: str) -> list[Step]:
-    """The form of each map of a convolution or a pool, on a CPU and on an NVIDIA GPU."""
+    """The algorithm of each map of a convolution or a pool, on a CPU and on an NVIDIA GPU."""
     if case.pools:
         window, strides, padding = case.arguments
         return _pool_plan(case.op, make_window(case.op, case.shapes[0][1:-1], window, strides, padding))
@@ -28,17 +29,17 @@ def plan(case: Case, dtype: str) -> list[Step]:
     sizes = case.shapes[0][0], case.shapes[0][-1], case.shapes[1][-1]
     itemsize = jnp.dtype(dtype).itemsize
     return [
-        Step("forward", "CPU", *_choice.forward_form(g, *sizes)),
-        Step("forward", "GPU", *_gpu_choice.forward_form(g, *sizes)),
-        Step("input gradient", "CPU", *_choice.input_grad_form(g, *sizes)),
-        Step("input gradient", "GPU", *_gpu_choice.input_grad_form(g, *sizes)),
-        Step("kernel gradient", "CPU", *_kernel_grad_choice.kernel_grad_form(g, *sizes)),
-        Step("kernel gradient", "GPU", *_gpu_choice.kernel_grad_form(g, *sizes, itemsize)),
+        Step("forward", "CPU", *_cpu.forward_form(g, *sizes)),
+        Step("forward", "GPU", *_gpu.forward_form(g, *sizes)),
+        Step("input gradient", "CPU", *_cpu.input_grad_form(g, *sizes)),
+        Step("input gradient", "GPU", *_gpu.input_grad_form(g, *sizes)),
+        Step("kernel gradient", "CPU", *_cpu_kernel_grad.kernel_grad_form(g, *sizes)),
+        Step("kernel gradient", "GPU", *_gpu.kernel_grad_form(g, *sizes, itemsize)),
     ]
 
 
 def _pool_plan(op: str, w: Window) -> list[Step]:
-    """The forms of a pool's two sums."""
+    """The algorithms of a pool's two sums."""
     if op == "max_pool":
         forward, back = _windows.max_form(w), _upsample.winners_form(w, chosen=True)
     else:
@@ -48,11 +49,11 @@ def _pool_plan(op: str, w: Window) -> list[Step]:
 
 def plan_text(cases: Iterable[Case], dtype: str) -> str:
     """The plans of some cases, as a table."""
-    lines = ["forms on a CPU and on an NVIDIA GPU; on other platforms convolutions take the textbook form"]
+    lines = ["algorithms on a CPU and on an NVIDIA GPU; on other platforms convolutions are direct"]
     for case in cases:
         lines.append(case.name)
         for step in plan(case, dtype):
-            lines.append(f"  {step.map:15}  {step.platform:3}  {step.form:20}  {step.reason}")
+            lines.append(f"  {step.map:15}  {step.platform:3}  {step.algorithm:24}  {step.reason}")
     return "\n".join(lines)
 
 

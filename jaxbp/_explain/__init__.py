@@ -23,12 +23,12 @@ class Explanation(NamedTuple):
     """One small case of an op, ready to be read: `print` it, `save` it, or let a notebook show it."""
 
     case: Case
-    cell: tuple[int, int]
+    pixel: tuple[int, int]
     companions: tuple[Case, ...]
 
     def __str__(self) -> str:
-        """The matrices as the article prints them, with the arithmetic of one cell."""
-        return text(self.case, self.cell)
+        """The matrices as the article prints them, with the arithmetic of one pixel."""
+        return text(self.case, self.pixel)
 
     def _repr_html_(self) -> str:
         """The page, in a frame of its own inside a notebook."""
@@ -37,14 +37,14 @@ class Explanation(NamedTuple):
 
     def html(self) -> str:
         """The interactive page: one self-contained HTML document."""
-        cells = [(self.case, self.cell), *((other, _chosen_cell(other, None)) for other in self.companions)]
-        return page(cells)
+        pixels = [(self.case, self.pixel), *((other, _chosen_pixel(other, None)) for other in self.companions)]
+        return page(pixels)
 
     def figure(self) -> Any:
         """A matplotlib Figure of the case; needs matplotlib."""
         from ._figure import figure
 
-        return figure(self.case, self.cell)
+        return figure(self.case, self.pixel)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the case to a file, whole or not at all; its suffix (.html, .png, .gif, .txt) says how."""
@@ -66,10 +66,10 @@ def explain(
     op: str | Callable[..., Any],
     *arrays: Any,
     delta: Any = None,
-    cell: tuple[int, int] | None = None,
+    pixel: tuple[int, int] | None = None,
     **keywords: Any,
 ) -> Explanation:
-    """Show what an op's hand-written backward rule does, on your own numbers, cell by cell.
+    """Show what an op's hand-written backward rule does, on your own numbers, pixel by pixel.
 
     For a convolution `z = x * W + b` with `delta = dJ/dz` it shows why
 
@@ -86,7 +86,8 @@ def explain(
         Batch and channel axes of length 1 are dropped. Numbers of any real dtype; they are shown as float32.
       delta: the gradient that arrives from above, of the output's shape. By default the output itself, which
         is the gradient of J = sum(z ** 2) / 2.
-      cell: (row, column), from 0, of the input cell that is worked out; by default one in the middle.
+      pixel: (row, column), from 0, of the input pixel that is worked out; by default one in the middle.
+        (`cell` is the same argument.)
       **keywords: the op's own: `strides`, `padding`, `kernel_dilation` for conv; `window_shape`, `strides`,
         `padding`, `window_dilation` for the pools; `count_include_pad` for avg_pool.
 
@@ -110,6 +111,7 @@ def explain(
 
     Source: backpropagation through cross-correlation, as derived in the README.
     """
+    pixel = keywords.pop("cell", pixel)
     name = _op_name(op)
     case = make_case(name, arrays, delta, keywords)
     companions = tuple(drawn_case(other) for other in OPS if other != name)
@@ -119,22 +121,24 @@ def explain(
         companions = tuple(
             make_case(twin, arrays, delta, shared) if other.op == twin else other for other in companions
         )
-    return Explanation(case, _chosen_cell(case, cell), companions)
+    return Explanation(case, _chosen_pixel(case, pixel), companions)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what `python -m jaxbp explain` takes."""
     parser.add_argument("op", choices=OPS, help="the op to show")
     parser.add_argument(
-        "--input", type=int, metavar="N", help="input of N x N cells; default 5, pools 4 (dense: 3 inputs)"
+        "--input", type=int, metavar="N", help="input of N x N pixels; default 5, pools 4 (dense: 3 inputs)"
     )
-    parser.add_argument("--kernel", type=int, metavar="K", help="kernel or window of K x K cells; default 3, pools 2")
+    parser.add_argument("--kernel", type=int, metavar="K", help="kernel or window of K x K pixels; default 3, pools 2")
     parser.add_argument("--stride", type=int, metavar="S", help="default 1; pools: the window's size")
-    parser.add_argument("--padding", metavar="P", help="VALID (default), SAME, SAME_LOWER or a number of cells")
-    parser.add_argument("--dilation", type=int, metavar="D", help="step between the window's cells; default 1")
+    parser.add_argument("--padding", metavar="P", help="VALID (default), SAME, SAME_LOWER or a number of pixels")
+    parser.add_argument("--dilation", type=int, metavar="D", help="step between the window's pixels; default 1")
     parser.add_argument("--seed", type=int, metavar="SEED", help="which small integers to draw; default 0")
     parser.add_argument("--article", action="store_true", help="the article's worked example instead of drawn numbers")
-    parser.add_argument("--cell", type=int, nargs=2, metavar=("ROW", "COLUMN"), help="input cell to work out, from 0")
+    parser.add_argument(
+        "--pixel", "--cell", type=int, nargs=2, metavar=("ROW", "COLUMN"), help="input pixel to work out, from 0"
+    )
     parser.add_argument("--text", action="store_true", help="print the text (the default when no file is asked for)")
     parser.add_argument("--html", metavar="FILE", help="write the interactive page")
     parser.add_argument("--png", metavar="FILE", help="write a figure (needs matplotlib)")
@@ -167,14 +171,14 @@ def run(args: argparse.Namespace) -> int:
 
 def _asked_for(args: argparse.Namespace) -> Explanation:
     """The explanation that the command line describes."""
-    cell = None if args.cell is None else tuple(args.cell)
+    pixel = None if args.pixel is None else tuple(args.pixel)
     names = ("input", "kernel", "stride", "padding", "dilation", "seed")
     drawn = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     if args.article:
         if drawn:
             raise ValueError(f"explain: --article has numbers of its own; leave out --{next(iter(drawn))}")
         case, companions = article_case(args.op), tuple(article_case(op) for op in OPS if op != args.op)
-        return Explanation(case, _chosen_cell(case, cell), companions)
+        return Explanation(case, _chosen_pixel(case, pixel), companions)
     for name in ("input", "kernel", "stride", "dilation"):
         if drawn.get(name, 1) < 1:
             raise ValueError(f"explain: --{name} {drawn[name]} must be at least 1")
@@ -198,7 +202,7 @@ def _asked_for(args: argparse.Namespace) -> Explanation:
         seed,
     )
     companions = tuple(drawn_case(op, seed=seed) for op in OPS if op != args.op)
-    return Explanation(case, _chosen_cell(case, cell), companions)
+    return Explanation(case, _chosen_pixel(case, pixel), companions)
 
 
 def _op_name(op: str | Callable[..., Any]) -> str:
@@ -210,23 +214,24 @@ def _op_name(op: str | Callable[..., Any]) -> str:
     raise TypeError(f"explain: op={shown!r} cannot be drawn; use {', '.join(OPS)} or jaxbp's function of that name")
 
 
-def _chosen_cell(case: Case, cell: tuple[int, int] | None) -> tuple[int, int]:
-    """The cell that is worked out: the one asked for, or one that many outputs used, near the middle."""
+def _chosen_pixel(case: Case, pixel: tuple[int, int] | None) -> tuple[int, int]:
+    """The pixel that is worked out: the one asked for, or one that many outputs used, near the middle."""
     rows, columns = case.given["x"].shape
-    if cell is not None:
-        if len(cell) != 2 or not (0 <= cell[0] < rows and 0 <= cell[1] < columns):
+    if pixel is not None:
+        if len(pixel) != 2 or not (0 <= pixel[0] < rows and 0 <= pixel[1] < columns):
             raise ValueError(
-                f"explain: cell={cell} lies outside the input of shape {(rows, columns)}; rows and columns count from 0"
+                f"explain: pixel={pixel} lies outside the input of shape {(rows, columns)}; rows and columns count "
+                f"from 0"
             )
-        return cell[0], cell[1]
+        return pixel[0], pixel[1]
     middle = ((rows - 1) / 2, (columns - 1) / 2)
-    cells = [(r, c) for r in range(rows) for c in range(columns)]
+    pixels = [(r, c) for r in range(rows) for c in range(columns)]
     if case.window is None:
-        return min(cells, key=lambda at: (abs(at[0] - middle[0]) + abs(at[1] - middle[1]), at))
+        return min(pixels, key=lambda at: (abs(at[0] - middle[0]) + abs(at[1] - middle[1]), at))
     window = case.window
     winners = case.manual["input_grad"] != 0 if case.op == "max_pool" else np.ones((rows, columns), bool)
     return min(
-        cells,
+        pixels,
         key=lambda at: (
             not winners[at],
             -len(uses(window, at)),

@@ -24,7 +24,7 @@ KEYWORDS = {
     "dense": (),
 }
 Arrays = dict[str, np.ndarray]
-Cell = tuple[int, int]
+Pixel = tuple[int, int]
 
 
 class Case(NamedTuple):
@@ -44,10 +44,10 @@ class Case(NamedTuple):
 
 
 class Use(NamedTuple):
-    """One use of an input cell in the forward pass: by which output cell, at which place in the window."""
+    """One use of an input pixel in the forward pass: by which output pixel, at which place in the window."""
 
-    output: Cell
-    place: Cell
+    output: Pixel
+    place: Pixel
 
 
 def make_case(op: str, arrays: Sequence[Any], delta: Any = None, keywords: Mapping[str, Any] | None = None) -> Case:
@@ -70,15 +70,17 @@ def window_of(case: Case) -> Window:
     return case.window
 
 
-def uses(window: Window, cell: Cell) -> list[Use]:
-    """Every output that used an input cell, in reading order, with the place in the window that met it."""
+def uses(window: Window, pixel: Pixel) -> list[Use]:
+    """Every output that used an input pixel, in reading order, with the place in the window that met it."""
     return [
-        Use((o0, o1), (t0, t1)) for o0, t0 in _meetings(window, 0, cell[0]) for o1, t1 in _meetings(window, 1, cell[1])
+        Use((o0, o1), (t0, t1))
+        for o0, t0 in _meetings(window, 0, pixel[0])
+        for o1, t1 in _meetings(window, 1, pixel[1])
     ]
 
 
 def pad(x: Any, pads: Pairs) -> np.ndarray:
-    """A matrix with zeros added around it (or, where a count is negative, cells taken away)."""
+    """A matrix with zeros added around it (or, where a count is negative, pixels taken away)."""
     padded = np.pad(x, [(max(low, 0), max(high, 0)) for low, high in pads])
     return padded[
         tuple(slice(max(-low, 0), n - max(-high, 0)) for n, (low, high) in zip(padded.shape, pads, strict=True))
@@ -96,10 +98,10 @@ def kernel_padding(window: Window) -> Pairs:
     return tuple(pairs)
 
 
-def window_over_padded_delta(window: Window, cell: Cell) -> list[Cell]:
-    """The places of padded delta that the rotated kernel covers to compute one input cell's gradient."""
+def window_over_padded_delta(window: Window, pixel: Pixel) -> list[Pixel]:
+    """The places of padded delta that the rotated kernel covers to compute one input pixel's gradient."""
     return [
-        (cell[0] + t0 * window.dilation[0], cell[1] + t1 * window.dilation[1])
+        (pixel[0] + t0 * window.dilation[0], pixel[1] + t1 * window.dilation[1])
         for t0 in range(window.window_shape[0])
         for t1 in range(window.window_shape[1])
     ]
@@ -234,7 +236,7 @@ def _pull_back(
     if max(shape) > LARGEST:
         raise ValueError(
             f"explain: {op}: the output has shape {shape}; explain draws at most {LARGEST} x {LARGEST} "
-            f"cells, so use less padding"
+            f"pixels, so use less padding"
         )
     delta_is_output = delta is None
     if not delta_is_output:
@@ -280,11 +282,11 @@ def _matrix(op: str, argument: str, value: Any, channels: int = 1) -> np.ndarray
     if array.ndim != 2 or not array.size:
         raise ValueError(
             f"explain: {op}: {argument} has shape {shape}; explain draws one image of one channel, "
-            f"a matrix (height, width) with at least one cell"
+            f"a matrix (height, width) with at least one pixel"
         )
     if max(array.shape) > LARGEST:
         raise ValueError(
-            f"explain: {op}: {argument} has shape {shape}; explain draws at most {LARGEST} x {LARGEST} cells, "
+            f"explain: {op}: {argument} has shape {shape}; explain draws at most {LARGEST} x {LARGEST} pixels, "
             f"for example {argument}[:{LARGEST}, :{LARGEST}]"
         )
     if not np.isfinite(array).all():

@@ -11,17 +11,17 @@ from typing import Any
 import jax
 import numpy as np
 
-from ._case import LARGEST, Case, Cell
+from ._case import LARGEST, Case, Pixel
 
 SCRIPTS = ("numbers.js", "page.js", "views.js", "controls.js")
 
 
-def page(cases: Sequence[tuple[Case, Cell]]) -> str:
-    """The page: a tab for each case, starting on the first, each with a chosen cell."""
+def page(cases: Sequence[tuple[Case, Pixel]]) -> str:
+    """The page: a tab for each case, starting on the first, each with a chosen pixel."""
     version = importlib.metadata.version("jaxbp")
     data = {
         "start": cases[0][0].op,
-        "cells": {case.op: cell for case, cell in cases},
+        "pixels": {case.op: pixel for case, pixel in cases},
         "largest": LARGEST,
         "jaxbp": version,
         "jax": jax.__version__,

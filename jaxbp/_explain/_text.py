@@ -1,15 +1,15 @@
-"""A case as text: the matrices as the article prints them, and the arithmetic of one cell."""
+"""A case as text: the matrices as the article prints them, and the arithmetic of one pixel."""
 
 import numpy as np
 
 from jaxbp._geometry import Window
 
-from ._case import Case, Cell, Use, uses, window_of
+from ._case import Case, Pixel, Use, uses, window_of
 
 
-def text(case: Case, cell: Cell) -> str:
-    """The whole case: forward, each gradient, one cell worked out, and whether JAX agrees."""
-    lines = {"conv": _conv, "max_pool": _max_pool, "avg_pool": _avg_pool, "dense": _dense}[case.op](case, cell)
+def text(case: Case, pixel: Pixel) -> str:
+    """The whole case: forward, each gradient, one pixel worked out, and whether JAX agrees."""
+    lines = {"conv": _conv, "max_pool": _max_pool, "avg_pool": _avg_pool, "dense": _dense}[case.op](case, pixel)
     return "\n".join([*lines, "", *_agreement(case)])
 
 
@@ -20,9 +20,9 @@ def number(value: float) -> str:
     return f"{float(value):.4g}"
 
 
-def name(letter: str, cell: Cell) -> str:
-    """A cell's name counted from 1, as in the article: w12, or w1,12 where an index has two digits."""
-    row, column = cell[0] + 1, cell[1] + 1
+def name(letter: str, pixel: Pixel) -> str:
+    """A pixel's name counted from 1, as in the article: w12, or w1,12 where an index has two digits."""
+    row, column = pixel[0] + 1, pixel[1] + 1
     return f"{letter}{row},{column}" if max(row, column) > 9 else f"{letter}{row}{column}"
 
 
@@ -32,16 +32,16 @@ def factor(value: float) -> str:
 
 
 def weights_in_reading_order(used: list[Use]) -> str:
-    """The weights that join an input cell to the outputs that used it, as those outputs are read."""
+    """The weights that join an input pixel to the outputs that used it, as those outputs are read."""
     return " ".join(name("w", use.place) for use in used)
 
 
-def _conv(case: Case, cell: Cell) -> list[str]:
+def _conv(case: Case, pixel: Pixel) -> list[str]:
     """The convolution's text."""
     given, manual = case.given, case.manual
     x, kernel, delta, bias = given["x"], given["kernel"], given["delta"], given["bias"]
     window = window_of(case)
-    used = uses(window, cell)
+    used = uses(window, pixel)
     products = [delta[use.output] * kernel[use.place] for use in used]
     lines = [
         f"conv: input {_size(x)}, kernel {_size(kernel)}, strides {window.strides}, "
@@ -60,7 +60,7 @@ def _conv(case: Case, cell: Cell) -> list[str]:
             ("dJ/dx", manual["input_grad"]),
         ),
         "",
-        f"One cell, {name('x', cell)} = {number(x[cell])}: the outputs that used it, in reading order, "
+        f"One pixel, {name('x', pixel)} = {number(x[pixel])}: the outputs that used it, in reading order, "
         "and the weight that joined them",
     ]  # fmt: skip
     for use, product in zip(used, products, strict=True):
@@ -68,10 +68,10 @@ def _conv(case: Case, cell: Cell) -> list[str]:
         arithmetic = f"{factor(delta[use.output])} * {factor(kernel[use.place])} = {number(product)}"
         lines.append(f"  {name('z', use.output)} used it through {w}: {d} {w} = {arithmetic}")
     if len(used) < window.taps:
-        lines += ["  (the other weights met no output with this cell: padded delta has zeros there)"]
+        lines += ["  (the other weights met no output with this pixel: padded delta has zeros there)"]
     if used:
         lines += [
-            f"  dJ/d{name('x', cell)} = {' + '.join(map(factor, products))} = {number(manual['input_grad'][cell])}",
+            f"  dJ/d{name('x', pixel)} = {' + '.join(map(factor, products))} = {number(manual['input_grad'][pixel])}",
             f"The weights read {weights_in_reading_order(used)}: the kernel from its last entry to its first."
             + (" That is the rotation." if len(used) == window.taps else ""),
         ]
@@ -96,7 +96,7 @@ def _conv(case: Case, cell: Cell) -> list[str]:
     return lines
 
 
-def _max_pool(case: Case, cell: Cell) -> list[str]:
+def _max_pool(case: Case, pixel: Pixel) -> list[str]:
     """Max pooling's text."""
     given, manual = case.given, case.manual
     x, delta, window = given["x"], given["delta"], window_of(case)
@@ -106,50 +106,50 @@ def _max_pool(case: Case, cell: Cell) -> list[str]:
         "Upsample: delta goes to the place that won, zero everywhere else; the first of equal maxima wins.",
         *_side_by_side(("delta", delta), ("dJ/dx", manual["input_grad"])),
         "",
-        f"One cell, {name('x', cell)} = {number(x[cell])}: the windows that saw it",
+        f"One pixel, {name('x', pixel)} = {number(x[pixel])}: the windows that saw it",
     ]
-    for use in uses(window, cell):
+    for use in uses(window, pixel):
         place = use.place[0] * window.window_shape[1] + use.place[1]
         maximum = manual["output"][use.output]
         if place == manual["winners"][use.output]:
             verdict = f"it won, and receives {name('d', use.output)} = {number(delta[use.output])}"
-        elif x[cell] == maximum:
-            verdict = "it equals the maximum, but an earlier cell won"
+        elif x[pixel] == maximum:
+            verdict = "it equals the maximum, but an earlier pixel won"
         else:
             verdict = "it lost, and receives nothing"
         lines.append(f"  {name('z', use.output)} = {number(maximum)}: {verdict}")
-    lines.append(f"  dJ/d{name('x', cell)} = {number(manual['input_grad'][cell])}")
+    lines.append(f"  dJ/d{name('x', pixel)} = {number(manual['input_grad'][pixel])}")
     return lines
 
 
-def _avg_pool(case: Case, cell: Cell) -> list[str]:
+def _avg_pool(case: Case, pixel: Pixel) -> list[str]:
     """Average pooling's text."""
     given, manual = case.given, case.manual
     x, delta, window = given["x"], given["delta"], window_of(case)
-    counts = cells_averaged(case)
+    counts = pixels_averaged(case)
     lines = [
-        *_pool_forward(case, ("cells averaged", counts)),
+        *_pool_forward(case, ("pixels averaged", counts)),
         "",
-        "Upsample: every cell of a window receives delta / cells averaged.",
+        "Upsample: every pixel of a window receives delta / pixels averaged.",
         *_side_by_side(("delta", delta), ("dJ/dx", manual["input_grad"])),
         "",
-        f"One cell, {name('x', cell)} = {number(x[cell])}: the windows that averaged it",
+        f"One pixel, {name('x', pixel)} = {number(x[pixel])}: the windows that averaged it",
     ]
-    for use in uses(window, cell):
+    for use in uses(window, pixel):
         share = delta[use.output] / counts[use.output]
         lines.append(
             f"  {name('z', use.output)}: {name('d', use.output)} / {number(counts[use.output])} = "
             f"{number(delta[use.output])} / {number(counts[use.output])} = {number(share)}"
         )
-    lines.append(f"  dJ/d{name('x', cell)} = {number(manual['input_grad'][cell])}")
+    lines.append(f"  dJ/d{name('x', pixel)} = {number(manual['input_grad'][pixel])}")
     return lines
 
 
-def _dense(case: Case, cell: Cell) -> list[str]:
+def _dense(case: Case, pixel: Pixel) -> list[str]:
     """The dense layer's text."""
     given, manual = case.given, case.manual
     x, kernel, delta = given["x"], given["kernel"], given["delta"]
-    row, column = cell
+    row, column = pixel
     terms = " + ".join(f"{factor(d)}*{factor(w)}" for d, w in zip(delta[row], kernel[column], strict=True))
     kernel_terms = " + ".join(f"{factor(a)}*{factor(d)}" for a, d in zip(x[:, column], delta[:, 0], strict=True))
     return [
@@ -161,7 +161,7 @@ def _dense(case: Case, cell: Cell) -> list[str]:
         "",
         "Chain rule: each layer needs only delta, the gradient above it.",
         *_side_by_side(("delta", delta), ("W^T", kernel.T), ("dJ/dx = delta W^T", manual["input_grad"])),
-        f"  dJ/d{name('x', cell)} = {terms} = {number(manual['input_grad'][cell])}",
+        f"  dJ/d{name('x', pixel)} = {terms} = {number(manual['input_grad'][pixel])}",
         "",
         *_side_by_side(("x^T", x.T), ("delta", delta), ("dJ/dW = x^T delta", manual["kernel_grad"])),
         f"  dJ/d{name('w', (column, 0))} = {kernel_terms} = {number(manual['kernel_grad'][column, 0])}",
@@ -173,8 +173,8 @@ def _dense(case: Case, cell: Cell) -> list[str]:
     ]
 
 
-def cells_averaged(case: Case) -> np.ndarray:
-    """By how many cells each window of an average pool divides."""
+def pixels_averaged(case: Case) -> np.ndarray:
+    """By how many pixels each window of an average pool divides."""
     window = window_of(case)
     counts = np.full(window.output_shape, window.taps, np.float32)
     if not case.count_include_pad:
@@ -201,10 +201,10 @@ def _pool_forward(case: Case, extra: tuple[str, np.ndarray]) -> list[str]:
 
 
 def _delta_title(window: Window) -> str:
-    """How delta lies over x: its cells a stride apart."""
+    """How delta lies over x: its pixels a stride apart."""
     if window.strides == (1, 1):
         return "delta"
-    return f"delta, cells {window.strides[0]} x {window.strides[1]} apart"
+    return f"delta, pixels {window.strides[0]} x {window.strides[1]} apart"
 
 
 def _delta_line(case: Case) -> list[str]:
@@ -232,10 +232,10 @@ def _side_by_side(*named: tuple[str, np.ndarray]) -> list[str]:
     widths = [max(map(len, block)) for block in blocks]
     rows = []
     for line in range(height):
-        cells = [
+        entries = [
             (block[line] if line < len(block) else "").ljust(width) for block, width in zip(blocks, widths, strict=True)
         ]
-        rows.append("   ".join(cells).rstrip())
+        rows.append("   ".join(entries).rstrip())
     return rows
 
 

@@ -1,4 +1,4 @@
-// What a person can change: tabs, settings, the chosen cell, the theme.
+// What a person can change: tabs, settings, the chosen pixel, the theme.
 
 const choices = (from, to) => Array.from({ length: to - from + 1 }, (_, t) => String(from + t));
 
@@ -16,7 +16,7 @@ function settings(op, state) {
     ["size", "Input size", choices(2, 8), both("n")], ["window", op === "conv" ? "Kernel size" : "Window size", choices(1, 4), both("k")],
     ["stride", "Stride", choices(1, 3), both("s")], ["padding", "Padding", ["VALID", "SAME", "1", "2", "3"], shown], ["dilation", "Dilation", choices(1, 3), both("d")],
   ];
-  if (op === "avg_pool") list.push(["count", "Divide by", ["window size", "cells inside"], state.countPad ? "window size" : "cells inside"]);
+  if (op === "avg_pool") list.push(["count", "Divide by", ["window size", "pixels inside"], state.countPad ? "window size" : "pixels inside"]);
   return list;
 }
 
@@ -28,8 +28,8 @@ function padsOf(word, { n, k, s, d }) {
   return [Math.floor(all / 2), all - Math.floor(all / 2)];
 }
 
-// A matrix of another size: the cells that exist stay, new ones are drawn.
-const resize = (m, rows, columns, seed, salt, low, high) => mapCells(zeros(rows, columns), (_, i, j) => m?.[i]?.[j] ?? drawn(seed, salt, i, j, low, high));
+// A matrix of another size: the pixels that exist stay, new ones are drawn.
+const resize = (m, rows, columns, seed, salt, low, high) => mapElements(zeros(rows, columns), (_, i, j) => m?.[i]?.[j] ?? drawn(seed, salt, i, j, low, high));
 
 // The state after one setting has changed, or a sentence that says why it cannot be.
 function changed(op, state, key, value) {
@@ -40,7 +40,7 @@ function changed(op, state, key, value) {
   const s = key === "numbers" ? next.seed : seed, old = state;
   if (op === "dense") {
     const rows = key === "rows" ? n : old.x.length, size = key === "size" ? n : old.x[0].length, outs = key === "outputs" ? n : old.kernel[0].length;
-    next.x = mapCells(resize(next.x, rows, size, s, 1, -2, 4), (v) => (key === "numbers" ? Math.max(v, 0) : v));
+    next.x = mapElements(resize(next.x, rows, size, s, 1, -2, 4), (v) => (key === "numbers" ? Math.max(v, 0) : v));
     next.kernel = resize(next.kernel, size, outs, s, 2, -2, 3);
     next.bias = resize(next.bias, 1, outs, s, 3, -1, 1);
     next.delta = resize(next.delta, rows, outs, s, 4, -3, 4);
@@ -52,15 +52,15 @@ function changed(op, state, key, value) {
   if (next.padding !== "given") for (const axis of next.axes) [axis.lo, axis.hi] = padsOf(next.padding, axis);
   for (const axis of next.axes) {
     axis.out = outputs(axis);
-    if (axis.out < 1) return `The ${op === "conv" ? "kernel" : "window"} spans ${count(span(axis), "cell")}, but the padded input has only ${axis.lo + axis.n + axis.hi}. Choose a larger input, more padding, or a smaller ${op === "conv" ? "kernel" : "window"} first.`;
-    if (axis.out > DATA.largest) return `The output would have ${axis.out} × ${axis.out} cells; at most ${DATA.largest} × ${DATA.largest} are drawn. Choose less padding or a smaller input first.`;
+    if (axis.out < 1) return `The ${op === "conv" ? "kernel" : "window"} spans ${count(span(axis), "pixel")}, but the padded input has only ${axis.lo + axis.n + axis.hi}. Choose a larger input, more padding, or a smaller ${op === "conv" ? "kernel" : "window"} first.`;
+    if (axis.out > DATA.largest) return `The output would have ${axis.out} × ${axis.out} pixels; at most ${DATA.largest} × ${DATA.largest} are drawn. Choose less padding or a smaller input first.`;
   }
   const [rows, columns] = next.axes;
   next.x = resize(next.x, rows.n, columns.n, s, 1, 0, 5);
   if (op === "conv") next.kernel = resize(next.kernel, rows.k, columns.k, s, 2, -2, 5);
   else {
     const inside = new Set(products(next.axes).map((t) => `${t.p},${t.q}`));
-    if (inside.size < rows.out * columns.out) return `With padding ${next.padding === "given" ? "" : next.padding} a window would lie wholly in the padding, with no input cell to ${op === "max_pool" ? "choose" : "average"}. Choose less padding or a larger window.`;
+    if (inside.size < rows.out * columns.out) return `With padding ${next.padding === "given" ? "" : next.padding} a window would lie wholly in the padding, with no input pixel to ${op === "max_pool" ? "choose" : "average"}. Choose less padding or a larger window.`;
   }
   next.delta = resize(next.delta, rows.out, columns.out, s, 4, 1, 9);
   return next;
@@ -98,7 +98,7 @@ function render(focus) {
   $("panel").setAttribute("aria-labelledby", `tab-${id}`);
   $("panel").innerHTML = VIEWS[id](state, result);
   $("python").textContent = python(op, state);
-  document.title = `${title}: backpropagation, cell by cell`;
+  document.title = `${title}: backpropagation, pixel by pixel`;
   if (keep && document.activeElement?.id !== keep) $(keep)?.focus({ preventScroll: true });
 }
 

@@ -1,10 +1,10 @@
 // The arithmetic of the page: forward, backward, and the comparison with what jaxbp and JAX computed. No DOM here.
 
 const zeros = (rows, columns, fill = 0) => Array.from({ length: rows }, () => Array(columns).fill(fill));
-const mapCells = (m, f) => m.map((row, i) => row.map((value, j) => f(value, i, j)));
+const mapElements = (m, f) => m.map((row, i) => row.map((value, j) => f(value, i, j)));
 const rot180 = (m) => m.map((row) => [...row].reverse()).reverse();
 const transpose = (m) => m[0].map((_, j) => m.map((row) => row[j]));
-const multiply = (a, b) => mapCells(zeros(a.length, b[0].length), (_, i, j) => b.reduce((sum, row, t) => sum + a[i][t] * row[j], 0));
+const multiply = (a, b) => mapElements(zeros(a.length, b[0].length), (_, i, j) => b.reduce((sum, row, t) => sum + a[i][t] * row[j], 0));
 const total = (list) => list.reduce((a, b) => a + b, 0);
 const span = (axis) => (axis.k - 1) * axis.d + 1;
 const outputs = (axis) => Math.floor((axis.n + axis.lo + axis.hi - span(axis)) / axis.s) + 1;
@@ -31,20 +31,20 @@ function products([rows, columns]) {
   return list;
 }
 
-// Zeros around a matrix, or cells taken away where a count is negative.
+// Zeros around a matrix, or elements taken away where a count is negative.
 function pad(m, [[top, bottom], [left, right]]) {
   const out = zeros(m.length + top + bottom, m[0].length + left + right);
-  return mapCells(out, (_, i, j) => m[i - top]?.[j - left] ?? 0);
+  return mapElements(out, (_, i, j) => m[i - top]?.[j - left] ?? 0);
 }
 
-// Zeros between the cells of a matrix.
+// Zeros between the elements of a matrix.
 const dilate = (m, [s0, s1]) =>
-  mapCells(zeros((m.length - 1) * s0 + 1, (m[0].length - 1) * s1 + 1), (_, i, j) => (i % s0 || j % s1 ? 0 : m[i / s0][j / s1]));
+  mapElements(zeros((m.length - 1) * s0 + 1, (m[0].length - 1) * s1 + 1), (_, i, j) => (i % s0 || j % s1 ? 0 : m[i / s0][j / s1]));
 
-// Slide `small` over `large`: its cells stand `step` apart, the window moves by `stride`.
+// Slide `small` over `large`: its elements stand `step` apart, the window moves by `stride`.
 function slide(large, small, step = [1, 1], stride = [1, 1]) {
   const size = (axis, n, k) => Math.floor((n - (k - 1) * step[axis] - 1) / stride[axis]) + 1;
-  return mapCells(zeros(size(0, large.length, small.length), size(1, large[0].length, small[0].length)), (_, i, j) =>
+  return mapElements(zeros(size(0, large.length, small.length), size(1, large[0].length, small[0].length)), (_, i, j) =>
     total(small.flatMap((row, a) => row.map((w, b) => w * large[i * stride[0] + a * step[0]][j * stride[1] + b * step[1]]))));
 }
 
@@ -60,7 +60,7 @@ function convolution(state) {
   const output = zeros(axes[0].out, axes[1].out, bias[0]);
   for (const t of list) output[t.p][t.q] += x[t.i][t.j] * kernel[t.a][t.b];
   const delta = state.deltaIsOutput ? output : state.delta;
-  const input_grad = mapCells(x, () => 0), kernel_grad = mapCells(kernel, () => 0);
+  const input_grad = mapElements(x, () => 0), kernel_grad = mapElements(kernel, () => 0);
   for (const t of list) {
     input_grad[t.i][t.j] += delta[t.p][t.q] * kernel[t.a][t.b];
     kernel_grad[t.a][t.b] += delta[t.p][t.q] * x[t.i][t.j];
@@ -79,25 +79,25 @@ function convolution(state) {
 function pooling(state, op) {
   const { axes, x } = state, list = products(axes), seen = zeros(axes[0].out, axes[1].out).map((row) => row.map(() => []));
   for (const t of list) seen[t.p][t.q].push(t);
-  const counts = mapCells(seen, (cells) => (op === "avg_pool" && !state.countPad ? cells.length : axes[0].k * axes[1].k));
-  const best = mapCells(seen, (cells) => cells.reduce((a, b) => (x[b.i][b.j] > x[a.i][a.j] ? b : a), cells[0]));
-  const output = op === "max_pool" ? mapCells(best, (t) => (t ? x[t.i][t.j] : -Infinity))
-    : mapCells(seen, (cells, p, q) => total(cells.map((t) => x[t.i][t.j])) / counts[p][q]);
-  const delta = state.deltaIsOutput ? output : state.delta, input_grad = mapCells(x, () => 0);
+  const counts = mapElements(seen, (pixels) => (op === "avg_pool" && !state.countPad ? pixels.length : axes[0].k * axes[1].k));
+  const best = mapElements(seen, (pixels) => pixels.reduce((a, b) => (x[b.i][b.j] > x[a.i][a.j] ? b : a), pixels[0]));
+  const output = op === "max_pool" ? mapElements(best, (t) => (t ? x[t.i][t.j] : -Infinity))
+    : mapElements(seen, (pixels, p, q) => total(pixels.map((t) => x[t.i][t.j])) / counts[p][q]);
+  const delta = state.deltaIsOutput ? output : state.delta, input_grad = mapElements(x, () => 0);
   for (const t of list) {
     if (op === "avg_pool") input_grad[t.i][t.j] += delta[t.p][t.q] / counts[t.p][t.q];
     else if (best[t.p][t.q] === t) input_grad[t.i][t.j] += delta[t.p][t.q];
   }
   const values = { output, input_grad };
-  if (op === "max_pool") values.winners = mapCells(best, (t) => (t ? t.a * axes[1].k + t.b : 0));
+  if (op === "max_pool") values.winners = mapElements(best, (t) => (t ? t.a * axes[1].k + t.b : 0));
   return { list, delta, best, counts, twins: [], values };
 }
 
 function denseLayer(state) {
-  const { x, kernel, bias } = state, output = mapCells(multiply(x, kernel), (v, i, j) => v + bias[0][j]);
+  const { x, kernel, bias } = state, output = mapElements(multiply(x, kernel), (v, i, j) => v + bias[0][j]);
   const delta = state.deltaIsOutput ? output : state.delta, input_grad = multiply(delta, transpose(kernel));
   const bias_grad = [transpose(delta).map(total)];
-  return { delta, twins: [], values: { output, input_grad, kernel_grad: multiply(transpose(x), delta), bias_grad, delta_below: mapCells(input_grad, (v, i, j) => (x[i][j] > 0 ? v : 0)) } };
+  return { delta, twins: [], values: { output, input_grad, kernel_grad: multiply(transpose(x), delta), bias_grad, delta_below: mapElements(input_grad, (v, i, j) => (x[i][j] > 0 ? v : 0)) } };
 }
 
 const compute = (op, state) => (op === "conv" ? convolution(state) : op === "dense" ? denseLayer(state) : pooling(state, op));
@@ -125,7 +125,7 @@ function checkAll(cases, states) {
   return result;
 }
 
-// A small whole number for a cell that the starting case does not have; the same for the same seed and place.
+// A small whole number for a pixel that the starting case does not have; the same for the same seed and place.
 function drawn(seed, salt, i, j, low, high) {
   let h = (Math.imul(seed + 1, 374761393) + Math.imul(salt, 668265263) + Math.imul(i + 1, 2246822519) + Math.imul(j + 1, 3266489917)) >>> 0;
   h = Math.imul(h ^ (h >>> 13), 1274126177) >>> 0;

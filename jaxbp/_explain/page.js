@@ -16,7 +16,7 @@ const startState = (op) => {
 };
 const states = Object.fromEntries(Object.keys(DATA.cases).map((op) => [op, startState(op)]));
 const CHECK = checkAll(DATA.cases, states);
-const chosen = { input: DATA.cells.conv, kernel: [0, 0], bias: [0, 0], max: DATA.cells.max_pool, avg: DATA.cells.avg_pool, dx: DATA.cells.dense, dw: [0, 0] };
+const chosen = { input: DATA.pixels.conv, kernel: [0, 0], bias: [0, 0], max: DATA.pixels.max_pool, avg: DATA.pixels.avg_pool, dx: DATA.pixels.dense, dw: [0, 0] };
 let tab = TABS.find(([id]) => `#${id}` === location.hash) ?? TABS.find(([, op]) => op === DATA.start);
 let complaint = "";
 
@@ -37,8 +37,8 @@ function colour(t, of) {
 const paint = ({ fill, ink }) => `--fill:${fill};--ink:${ink}`;
 
 // ---- a matrix ----
-// look(i, j, value) may say: hue (a colour: the cell is lit), label, zero (a padding zero), ring (inside a window), say (for screen readers).
-// pick: its cells are chosen here; also: a click on one of its cells chooses the same cell of that grid.
+// look(i, j, value) may say: hue (a colour: the pixel is lit), label, zero (a padding zero), ring (inside a window), say (for screen readers).
+// pick: its pixels are chosen here; also: a click on one of its pixels chooses the same pixel of that grid.
 function matrix({ id, title, values, look = () => ({}), pick = false, also = "" }) {
   const name = title.replace(/<[^>]*>/g, ""), at = pick && chosen[id];
   const rows = values.map((row, i) => `<tr>${row.map((value, j) => {
@@ -57,15 +57,15 @@ const p = (text) => `<p>${text}</p>`;
 const sum = (id, left, names, numbers, result) => `<p class="sum" id="${id}"><b>${left}</b> = ${names.length ? `${names.join(" + ")} = ${numbers.join(" + ")} = ` : ""}<strong data-value="${result}">${show(result)}</strong></p>`;
 const tint = (hue, text) => `<span class="tint" style="${paint(hue)}">${text}</span>`;
 
-// A small drawing of the padded input with one window on it and the chosen cell inside.
-function mini({ axes }, use, cell, hue, caption) {
+// A small drawing of the padded input with one window on it and the chosen pixel inside.
+function mini({ axes }, use, pixel, hue, caption) {
   const [rows, columns] = axes, high = rows.lo + rows.n + rows.hi, wide = columns.lo + columns.n + columns.hi;
   const size = Math.max(11, Math.min(20, Math.floor(72 / wide)));
   let body = "";
   for (let i = 0; i < high; i++) for (let j = 0; j < wide; j++) {
     const r = i - use.p * rows.s, c = j - use.q * columns.s, inside = i >= rows.lo && i < rows.lo + rows.n && j >= columns.lo && j < columns.lo + columns.n;
     const tap = r >= 0 && c >= 0 && r < span(rows) && c < span(columns) && r % rows.d === 0 && c % columns.d === 0;
-    const here = i - rows.lo === cell[0] && j - columns.lo === cell[1];
+    const here = i - rows.lo === pixel[0] && j - columns.lo === pixel[1];
     body += `<rect x="${j * size + 1}" y="${i * size + 1}" width="${size - 1}" height="${size - 1}" class="${here ? "here" : tap ? "tap" : inside ? "in" : "out"}"${here ? ` style="fill:${hue.fill}"` : ""}/>`;
   }
   body += `<rect class="frame" x="${use.q * columns.s * size + 0.5}" y="${use.p * rows.s * size + 0.5}" width="${span(columns) * size}" height="${span(rows) * size}"/>`;

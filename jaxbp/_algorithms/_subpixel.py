@@ -1,13 +1,13 @@
-"""Zeros between the input's cells, left out: a convolution of a dilated input as one with more outputs, side by side.
+"""subpixel: a convolution of a dilated input as one with more features on the input itself, then depth-to-space.
 
-Let the input's cells lie s apart, and count the outputs as `o = s m - q + p`, with p the padding and 0 <= q < s. Tap t
-of output o reads place `o + t - p = s m + t - q`, where a cell lies only if t - q is a multiple of s. So
+Let the input's pixels lie s apart, and count the outputs as `o = s m - q + p`, with p the padding and 0 <= q < s. Tap t
+of output o reads place `o + t - p = s m + t - q`, where a pixel lies only if t - q is a multiple of s. So
 
     z[s m - q + p] = sum_j x[m + j] w[s j + q]
 
-which for every q is a convolution of the input as it is, with a window of ceil(k / s) taps; they all read the same
-cells, and are evaluated as one convolution with s times as many outputs.
-Source: Shi et al., "Real-time single image and video super-resolution", 2016, where it is called sub-pixel convolution.
+which for every q is a convolution of the input without zeros, with a window of ceil(k / s) taps. All q read the same
+pixels, so they are one convolution with s times as many features. This is the polyphase form of the sum.
+Source: Shi et al., "Real-time single image and video super-resolution", 2016, which calls it sub-pixel convolution.
 """
 
 import math
@@ -21,16 +21,16 @@ from ._windows import Form, pad_axes
 
 
 def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry, correlate: Form, images: Form) -> jax.Array:
-    """Evaluate the convolution with more outputs with `correlate`, and put these side by side.
+    """Evaluate the convolution with more features by `correlate`, then depth-to-space.
 
-    `images(form, x, cells)` calls the form on all images, of which each writes so many cells, or on some at a time.
+    `images(form, x, elements)` calls the form on all images, or on some at a time; each writes so many elements.
     """
     w, groups, features = g.window, g.feature_group_count, kernel.shape[-1]
     block = block_window(w)
     weights, axes = _weights(kernel, w, block, groups), range(1, w.rank + 1)
     shape = [size * s for size, s in zip(block.output_shape, w.input_dilation, strict=True)]
-    side_by_side = [axis for i in axes for axis in (i, i + w.rank + 1)]
-    order = (0, *side_by_side, w.rank + 1, 2 * w.rank + 2)
+    interleaved = [axis for i in axes for axis in (i, i + w.rank + 1)]
+    order = (0, *interleaved, w.rank + 1, 2 * w.rank + 2)
     before = [
         _first_block(w, i) * s - (s - 1) + w.padding[i][0] if s > 1 else 0 for i, s in enumerate(w.input_dilation)
     ]
@@ -45,7 +45,7 @@ def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry, correlate: Form, i
 
 
 def block_window(w: Window) -> Window:
-    """The window over the input without zeros, one step for each block of s outputs."""
+    """The window over the input without zeros: one step for each block of s outputs."""
     taps, dilation, padding, blocks = list(w.window_shape), list(w.dilation), list(w.padding), list(w.output_shape)
     for i, s in enumerate(w.input_dilation):
         if s > 1:
@@ -58,12 +58,12 @@ def block_window(w: Window) -> Window:
 
 
 def _first_block(w: Window, i: int) -> int:
-    """The first m whose last output, q = 0, is not before the first one of all."""
+    """The first block, m: the first whose last output (q = 0) is not in front of the first output."""
     return -(w.padding[i][0] // w.input_dilation[i])
 
 
 def _weights(kernel: jax.Array, w: Window, block: Window, groups: int) -> jax.Array:
-    """(*taps, C / groups, groups * s * ... * O): the weights w[s j + q] of all q, the largest first."""
+    """(*taps, C / groups, groups * s * ... * O): the weights w[s j + q] of all q, the largest q first."""
     *_, channels, features = kernel.shape
     config, shape = [], []
     for k, d, s, taps in zip(w.window_shape, w.dilation, w.input_dilation, block.window_shape, strict=True):

@@ -1,10 +1,9 @@
-"""The way back from windows to cells: delta to the winners, or to all alike. No scatter.
+"""Upsampling, the transpose of pooling: delta to the winners, or to all pixels of a window. Gathers, no scatter.
 
-Arrays are (*batch, *output, C). Where a scatter would ask for each window which cell it writes to, these forms ask for
-each cell which windows reach it: with stride s, cell `p` of the padded input is `q s + r`, and the window `q - j`
-covers it with tap `t` where `t d = j s + r`. So for each of the few j there is one expression over all cells, in which
-the tap depends on the phase r alone; or, where windows overlap and phases are few, one for each phase, whose taps are
-known.
+Arrays are (*batch, *output, C). A scatter asks of each window which pixel it writes to. A gather asks of each pixel
+which windows reach it. With stride s, pixel `p` of the padded input is `q s + r`, and window `q - j` covers it with tap
+`t` where `t d = j s + r`. So for each of the few j there is one expression over all pixels, whose tap depends on the
+phase r alone. Where windows overlap and phases are few, there is one expression per phase, whose taps are constants.
 """
 
 import itertools
@@ -21,67 +20,67 @@ from jax.core import max_dim
 from .._geometry import Window, dilated_size, transposed
 from ._windows import Choice, axis_sum, pad_axes, spatial_axes, sum_form, window_sum
 
-# More windows than this that reach a cell are given back axis by axis, or looped over.
+# If more windows than this reach a pixel, the upsampling is separable, or a loop over them.
 WINDOWS_AT_ONCE = 16
-# More taps or phases than this are not written out one by one.
+# More taps or phases than this are not unrolled.
 PHASES_AT_ONCE = 32
 
 
 def winners_form(w: Window, chosen: bool) -> Choice:
-    """The form of an upsampling by winners; `chosen`: a maximum chose them."""
+    """The algorithm of an upsampling by winners, and why. `chosen`: a maximum chose them."""
     phases, reach = math.prod(_block_sizes(w)), _reach(w)
     if 1 < math.prod(reach) <= WINDOWS_AT_ONCE and max(phases, w.taps) <= PHASES_AT_ONCE:
-        return "phase by phase", "windows overlap: in each phase of cells a few have won, with one tap each. No scatter"
+        return "per_phase", "windows overlap: in each phase of pixels every window that reaches it has one constant tap"
     if math.prod(reach) <= WINDOWS_AT_ONCE:
-        return "windows back", "each window that reaches a cell: does the winner lie here? No scatter"
+        return "gather", "few windows reach a pixel: compare the winner of each with the pixel's tap"
     if chosen:
-        return "axis by axis", "many windows reach a cell: a sum of sizes, not their product. No scatter"
-    return "windows back, looped", "many windows reach a cell: a loop over them, no scatter"
+        return "separable", "many windows reach a pixel: one axis after the other"
+    return "gather, looped", "many windows reach a pixel: a loop over them"
 
 
 def even_form(w: Window) -> Choice:
-    """The form of an even upsampling."""
+    """The algorithm of an even upsampling, and why."""
     if all(k == s for k, s in zip(w.window_shape, w.strides, strict=True)):
-        return "windows back", "windows do not overlap: delta is repeated"
-    if set(w.strides) == {1} and sum_form(transposed(w))[0] == "reduced windows":
-        return "reduced windows", "the transpose of a sum at stride 1 is one"
-    return "axis by axis", "the transpose of a sum, along each axis alone"
+        return "gather", "windows do not overlap: delta is repeated"
+    if set(w.strides) == {1} and sum_form(transposed(w))[0] == "reduce_window":
+        return "reduce_window", "the transpose of a sum at stride 1 is such a sum"
+    return "separable", "the transpose of a sum, one axis after the other"
 
 
 def by_winners(delta: jax.Array, winners: jax.Array, w: Window, chosen: bool = False) -> jax.Array:
-    """Give each delta to the input cell that won its window; the sum where a cell won several."""
-    # Bytes inside a padded view compare several times slower than int32.
+    """Give each delta to the input pixel that won its window; the sum where a pixel won several."""
+    # Comparing bytes inside a padded view is several times slower than comparing int32.
     winners = winners.astype(jnp.int32)
     match winners_form(w, chosen)[0]:
-        case "axis by axis":
-            return _by_winners_axis_by_axis(delta, winners, w)
-        case "phase by phase":
-            return _phase_by_phase(w, delta, winners)
-    return _windows_back(w, [Written(delta, _add)], winners)[0]
+        case "separable":
+            return _by_winners_separable(delta, winners, w)
+        case "per_phase":
+            return _per_phase(w, delta, winners)
+    return _gather_windows(w, [Write(delta, _add)], winners)[0]
 
 
 def unpool(values: jax.Array, winners: jax.Array, w: Window) -> jax.Array:
-    """Write each value to the cell that won its window; the last window's where a cell won several."""
-    return _windows_back(w, [Written(values, _overwrite)], winners.astype(jnp.int32))[0]
+    """Write each value to the pixel that won its window; the last window's where a pixel won several."""
+    return _gather_windows(w, [Write(values, _overwrite)], winners.astype(jnp.int32))[0]
 
 
 def evenly(delta: jax.Array, w: Window) -> jax.Array:
-    """Give each delta to every input cell of its window: the transpose of a sum over windows."""
+    """Give each delta to every input pixel of its window: the transpose of a sum over windows."""
     match even_form(w)[0]:
-        case "windows back":
-            return _windows_back(w, [Written(delta, _add)])[0]
-        case "reduced windows":
+        case "gather":
+            return _gather_windows(w, [Write(delta, _add)])[0]
+        case "reduce_window":
             return window_sum(delta, transposed(w))
     for i in range(w.rank):
         if w.strides[i] == 1 and w.output_shape[i] != 1:
             delta = axis_sum(delta, transposed(w), i)
         else:
-            (delta,) = _windows_back(_axis_alone(w, i, delta), [Written(delta, _add)])
+            (delta,) = _gather_windows(_axis_alone(w, i, delta), [Write(delta, _add)])
     return delta
 
 
-class Written(NamedTuple):
-    """What windows write to cells: one number for each window, how a cell takes it in, what a cell has at first."""
+class Write(NamedTuple):
+    """What windows write: a value for each window, how a pixel folds it in, and what a pixel starts from."""
 
     values: jax.Array
     fold: Callable[..., jax.Array]
@@ -89,49 +88,49 @@ class Written(NamedTuple):
 
 
 def _add(total: jax.Array, value: jax.Array, reaches: jax.Array | bool) -> jax.Array:
-    """The sum of what reaches a cell."""
+    """The sum of what reaches a pixel."""
     return total + jnp.where(reaches, value, 0)
 
 
 def _overwrite(kept: jax.Array, value: jax.Array, reaches: jax.Array | bool) -> jax.Array:
-    """The last that reaches a cell."""
+    """The last that reaches a pixel."""
     return jnp.where(reaches, value, kept)
 
 
-def _by_winners_axis_by_axis(delta: jax.Array, winners: jax.Array | None, w: Window) -> jax.Array:
-    """Give delta back along the first axis, then the next: for winners that a maximum chose.
+def _by_winners_separable(delta: jax.Array, winners: jax.Array | None, w: Window) -> jax.Array:
+    """Upsample along the first axis, then the next: for winners that a maximum chose.
 
-    All windows that cover the same columns and chose a cell in the same row chose the same cell of it. So a delta that
-    has come to its row needs no more than one place along the rest, whichever window it came from.
+    Of windows that cover the same columns, all that chose a pixel in one row chose the same pixel of it. So a delta
+    that has reached its row has one place along the other axes, whichever window it came from.
     """
     for i in range(w.rank):
         rest = math.prod(w.window_shape[i + 1 :])
-        written, here = [Written(delta, _add)], winners
-        # Behind the last axis with several taps there is nothing to choose.
+        writes, here = [Write(delta, _add)], winners
+        # After the last axis with several taps there is nothing left to choose.
         if winners is not None and rest > 1:
             here, column = _divided(winners, rest)
-            written.append(Written(column, _overwrite, rest))
-        delta, *places = _windows_back(_axis_alone(w, i, delta), written, here)
+            writes.append(Write(column, _overwrite, rest))
+        delta, *places = _gather_windows(_axis_alone(w, i, delta), writes, here)
         winners = places[0] if places else None
     return delta
 
 
-def _windows_back(w: Window, written: Sequence[Written], winners: jax.Array | None = None) -> list[jax.Array]:
-    """Fold `fold(total, values, reaches)` over the windows that may reach each cell, first to last.
+def _gather_windows(w: Window, writes: Sequence[Write], winners: jax.Array | None = None) -> list[jax.Array]:
+    """Fold `fold(total, values, reaches)` over the windows that may reach each pixel, first to last.
 
-    All three are broadcast over (*batch, block, phase, ..., C). A window reaches a cell that won it, or without
-    winners every cell that it covers.
+    All three are broadcast over (*batch, block, phase, ..., C). A window reaches a pixel that won it, or without
+    winners every pixel that it covers.
     """
-    like = written[0].values
+    like = writes[0].values
     w = w._replace(strides=_block_sizes(w))
     axes, reach, blocks = spatial_axes(w, like.ndim), _reach(w), _blocks(w)
-    padded = [_with_windows_around(w, each.values, 0) for each in written]
-    padded_winners = None if winners is None else _with_windows_around(w, winners, w.taps)
+    padded = [_pad_windows(w, each.values, 0) for each in writes]
+    padded_winners = None if winners is None else _pad_windows(w, winners, w.taps)
     phased = [size for b, s in zip(blocks, w.strides, strict=True) for size in (b, s)]
     shape = (*like.shape[: axes.start], *phased, like.shape[-1])
 
     def fold_window(starts: Sequence[Any], totals: list[jax.Array]) -> list[jax.Array]:
-        """Fold in, for every block, the window that lies `starts` windows behind the first that reaches it."""
+        """Fold in, for every block, the window `starts` windows behind the first that reaches it."""
 
         def view(a: jax.Array) -> jax.Array:
             return jnp.expand_dims(
@@ -141,9 +140,9 @@ def _windows_back(w: Window, written: Sequence[Written], winners: jax.Array | No
         tap, reaches = _tap(w, [most - 1 - start for most, start in zip(reach, starts, strict=True)], axes.start)
         if padded_winners is not None:
             reaches &= view(padded_winners) == tap
-        return [each.fold(t, view(a), reaches) for t, a, each in zip(totals, padded, written, strict=True)]
+        return [each.fold(t, view(a), reaches) for t, a, each in zip(totals, padded, writes, strict=True)]
 
-    totals = [jnp.full_like(each.values, each.otherwise, shape=shape) for each in written]
+    totals = [jnp.full_like(each.values, each.otherwise, shape=shape) for each in writes]
     if math.prod(reach) <= WINDOWS_AT_ONCE:
         for starts in itertools.product(*map(range, reach)):
             totals = fold_window(starts, totals)
@@ -151,14 +150,14 @@ def _windows_back(w: Window, written: Sequence[Written], winners: jax.Array | No
         totals = lax.fori_loop(
             0, math.prod(reach), lambda i, totals: fold_window(jnp.unravel_index(i, tuple(reach)), totals), totals
         )
-    return [_cells(w, total) for total in totals]
+    return [_pixels(w, total) for total in totals]
 
 
-def _phase_by_phase(w: Window, delta: jax.Array, winners: jax.Array) -> jax.Array:
-    """The same sum of delta, each phase by itself: a window that reaches it has one known tap there."""
+def _per_phase(w: Window, delta: jax.Array, winners: jax.Array) -> jax.Array:
+    """The same sum of delta, phase by phase: a window that reaches a phase has one constant tap there."""
     w = w._replace(strides=_block_sizes(w))
     axes, reach = spatial_axes(w, delta.ndim), _reach(w)
-    delta, winners = _with_windows_around(w, delta, 0), _with_windows_around(w, winners, w.taps)
+    delta, winners = _pad_windows(w, delta, 0), _pad_windows(w, winners, w.taps)
 
     def sum_of(phase: tuple[int, ...]) -> jax.Array:
         total = jnp.zeros_like(delta, shape=(*delta.shape[: axes.start], *_blocks(w), delta.shape[-1]))
@@ -178,22 +177,22 @@ def _phase_by_phase(w: Window, delta: jax.Array, winners: jax.Array) -> jax.Arra
             return sum_of(phase)
         return jnp.stack([stacked((*phase, p)) for p in range(w.strides[i])], axis=axes[i] + 1)
 
-    return _cells(w, stacked(()))
+    return _pixels(w, stacked(()))
 
 
 def _blocks(w: Window) -> list[int]:
-    """How many blocks, of as many cells as the strides, cover the input along each axis."""
+    """How many blocks, of stride-many pixels, cover the input along each axis."""
     return [max_dim(-(-(low + n) // s), 0) for (low, _), n, s in zip(w.padding, w.input_shape, w.strides, strict=True)]
 
 
-def _with_windows_around(w: Window, a: jax.Array, fill: int) -> jax.Array:
-    """One number for each window, and as many around them as every block would be reached by."""
+def _pad_windows(w: Window, a: jax.Array, fill: int) -> jax.Array:
+    """One value for each window, padded so that every block is reached by equally many."""
     facts = zip(_reach(w), _blocks(w), w.output_shape, strict=True)
     return pad_axes(a, spatial_axes(w, a.ndim), [(most - 1, b - out) for most, b, out in facts], fill)
 
 
 def _one_window_of_each_block(w: Window, a: jax.Array, starts: Sequence[Any]) -> jax.Array:
-    """What lies `starts` windows behind the first that reaches each block."""
+    """For each block the window `starts` windows behind the first that reaches it."""
     for axis, start, b in zip(spatial_axes(w, a.ndim), starts, _blocks(w), strict=True):
         if isinstance(start, int):
             a = lax.slice_in_dim(a, start, start + b, axis=axis)
@@ -202,25 +201,25 @@ def _one_window_of_each_block(w: Window, a: jax.Array, starts: Sequence[Any]) ->
     return a
 
 
-def _cells(w: Window, total: jax.Array) -> jax.Array:
-    """(*batch, *spatial, C) from (*batch, block, phase, ..., C): the phases put in place, the input cut out."""
-    cells = [b * s for b, s in zip(_blocks(w), w.strides, strict=True)]
+def _pixels(w: Window, total: jax.Array) -> jax.Array:
+    """(*batch, *spatial, C) from (*batch, block, phase, ..., C): phases interleaved, then cropped to the input."""
+    pixels = [b * s for b, s in zip(_blocks(w), w.strides, strict=True)]
     first = total.ndim - 1 - 2 * w.rank
-    whole = total.reshape(*total.shape[:first], *cells, total.shape[-1])
-    crop = [(-low, low + n - c) for (low, _), n, c in zip(w.padding, w.input_shape, cells, strict=True)]
+    whole = total.reshape(*total.shape[:first], *pixels, total.shape[-1])
+    crop = [(-low, low + n - c) for (low, _), n, c in zip(w.padding, w.input_shape, pixels, strict=True)]
     return pad_axes(whole, spatial_axes(w, whole.ndim), crop, 0)
 
 
 def _tap(w: Window, steps: Sequence[Any], first: int) -> tuple[jax.Array | int, jax.Array | bool]:
     """The tap with which window q - j covers each phase of block q, and whether it covers it; `steps` are the j.
 
-    Counted, not looked up: a loop over cells runs several times faster where it reads no table.
+    Computed, not looked up: a loop over pixels runs several times faster without a table.
     """
     shape = [1] * (first + 1) + [size for s in w.strides for size in (s, 1)]
     tap: jax.Array | int = 0
     covered = True
     for i, (k, d, s, j) in enumerate(zip(w.window_shape, w.dilation, w.strides, steps, strict=True)):
-        # A lone phase is known, and needs no array.
+        # A single phase is constant, and needs no array.
         offset = j if s == 1 else j * s + lax.broadcasted_iota(jnp.int32, shape, first + 1 + 2 * i)
         here, between = divmod(offset, d) if isinstance(offset, int) else _divided(offset, d)
         tap = tap * k + here
@@ -232,13 +231,13 @@ def _tap(w: Window, steps: Sequence[Any], first: int) -> tuple[jax.Array | int, 
 
 
 def _divided(a: jax.Array, d: int) -> tuple[jax.Array, jax.Array]:
-    """Quotient and remainder of what is not negative: the compiler's own, where `//` also mends signs."""
+    """Quotient and remainder of what is not negative. `//` would also correct signs."""
     divisor = jnp.array(d, a.dtype)
     return lax.div(a, divisor), lax.rem(a, divisor)
 
 
 def _block_sizes(w: Window) -> tuple[int, ...]:
-    """The strides, but a lone window has none: with a stride of its own size it is one block."""
+    """The strides. A single window along an axis has a block of its own size."""
     return tuple(
         dilated_size(k, d) if out == 1 else s
         for k, d, s, out in zip(w.window_shape, w.dilation, w.strides, w.output_shape, strict=True)
@@ -246,7 +245,7 @@ def _block_sizes(w: Window) -> tuple[int, ...]:
 
 
 def _reach(w: Window) -> list[int]:
-    """How many windows reach a cell along each axis, at most."""
+    """How many windows reach a pixel along each axis, at most."""
     return [-(-dilated_size(k, d) // s) for k, d, s in zip(w.window_shape, w.dilation, _block_sizes(w), strict=True)]
 
 

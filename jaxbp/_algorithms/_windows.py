@@ -1,8 +1,8 @@
-"""Sums and maxima over windows. No scatter. The way back is in `_upsample.py`.
+"""Sums and maxima over windows, and the taps' views of an input. No scatter. The transposes are in `_upsample.py`.
 
-Arrays are (*batch, *spatial, C). A tap is a cell of the window; taps are counted in row-major order. Forms read one
-strided view of the padded input per tap: of all taps at once, or of those along one axis after the other; short sums
-are the compiler's own loop.
+Arrays are (*batch, *spatial, C). A tap is a pixel of the window. Taps are counted in row-major order. Each tap reads
+one strided view of the padded input. Windows are pooled over all taps at once, or separably, along one axis after the
+other. Short sums are `lax.reduce_window`.
 """
 
 import functools
@@ -16,40 +16,40 @@ import numpy as np
 from jax import lax
 
 from .._geometry import Window, dilated_size, is_static, read_padding
-from ._memory import written
+from ._memory import materialize
 
 Pair = tuple[jax.Array, jax.Array]
 Choice = tuple[str, str]
 Form = Callable[..., jax.Array]
 
-# Above this many taps a window is pooled axis by axis: the sum of its sizes where it would be their product.
+# Above this many taps a window is pooled separably: as many steps as the sum of its sizes, not as their product.
 TAPS_AT_ONCE = 16
 FEW_TAPS = 8
-# Below this many channels the loop over them is too short to find the winners again faster than to read them, and to
-# gather views fast.
+# Below this many channels the loop over them is too short: winners are then faster read than found again, and views are
+# not gathered fast.
 FEW_CHANNELS = 16
-# More views than this are written side by side in a loop: each by itself takes its time to compile.
+# More views than this are concatenated in a loop. Unrolled, each of them takes time to compile.
 VIEWS_AT_ONCE = 8
 
 
 def max_form(w: Window) -> Choice:
-    """The form of a maximum over windows."""
+    """The algorithm of a maximum over windows, and why."""
     if w.taps <= TAPS_AT_ONCE:
-        return "views", "few cells in a window: one shifted view of the input for each"
-    return "axis by axis", "runs of 1, 2, 4, ... cells along each axis: a sum of sizes, not their product"
+        return "views", "small window: one shifted view of the input per tap"
+    return "separable", "large window: one axis after the other, by runs of 1, 2, 4, ... pixels"
 
 
 def sum_form(w: Window) -> Choice:
-    """The form of a sum over windows."""
+    """The algorithm of a sum over windows, and why."""
     if 1 in w.output_shape:
-        return "axis by axis", "one window along an axis: one reduction"
-    if _suits_reduced_windows(w):
-        return "reduced windows", "few cells in a window: the compiler's own loop, which needs no padded copy"
+        return "separable", "one window along an axis: one reduction"
+    if _suits_reduce_window(w):
+        return "reduce_window", "small window: the compiler's own loop, without a padded copy"
     return max_form(w)
 
 
-def _suits_reduced_windows(w: Window) -> bool:
-    """Whether the compiler's own loop is fast: of few cells, in one dimension, or in two where padding is read."""
+def _suits_reduce_window(w: Window) -> bool:
+    """Whether `reduce_window` is fast: small windows, in one dimension, or in two where padding is read."""
     pads = [end for pair in read_padding(w) for end in pair]
     if w.rank not in (1, 2) or w.taps > FEW_TAPS or not is_static(pads) or min(pads) < 0:
         return False
@@ -69,23 +69,23 @@ def max_and_winners(x: jax.Array, w: Window) -> tuple[jax.Array, jax.Array]:
         for tap, view in enumerate(views, start=1):
             best, winner = _better((best, winner), (view, jnp.full((), tap, jnp.int32)))
     else:
-        # From the last axis to the first, so that of equal cells the first in row-major order wins.
+        # From the last axis to the first, so that of equal pixels the first in row-major order wins.
         for i in reversed(range(w.rank)):
             code = math.prod(w.window_shape[i + 1 :])
 
-            def later_tap(cell: jax.Array, winner: jax.Array, taps: int, code: int = code) -> Pair:
-                return cell, winner + taps * code
+            def later_tap(pixel: jax.Array, winner: jax.Array, taps: int, code: int = code) -> Pair:
+                return pixel, winner + taps * code
 
-            best, winner = _run(w, i, (best, winner), (lowest(x.dtype), 0), _better, later_tap)
-    # Where every cell is as low as the padding, the first one that is not padding has won.
+            best, winner = _reduce_axis(w, i, (best, winner), (lowest(x.dtype), 0), _better, later_tap)
+    # Where every pixel is as low as the padding, the first pixel inside the input wins.
     winner = jnp.where(best == jnp.array(lowest(x.dtype), x.dtype), _first_inside(w, best), winner)
     if overlaps(w) or (is_static(x.shape[-1:]) and x.shape[-1] < FEW_CHANNELS):
-        winner = written(winner)
+        winner = materialize(winner)
     return best, winner.astype(winner_dtype(w.taps))
 
 
 def take_winners(x: jax.Array, winners: jax.Array, w: Window) -> jax.Array:
-    """Read the input cell that won each window: what `unpool_winners` wrote, fetched again."""
+    """Read the input pixel that won each window: what `unpool_winners` wrote, fetched again."""
     winners = winners.astype(jnp.int32)
     taken = jnp.zeros(winners.shape, x.dtype)
     for tap, view in enumerate(tap_views(x, w, 0)):
@@ -98,11 +98,11 @@ def window_sum(x: jax.Array, w: Window) -> jax.Array:
     form, _ = sum_form(w)
     if form == "views":
         return functools.reduce(jnp.add, tap_views(x, w, 0))
-    if form == "reduced windows":
+    if form == "reduce_window":
         batch = x.ndim - 1 - w.rank
         sizes, strides, dilation = ((*(1,) * batch, *values, 1) for values in (w.window_shape, w.strides, w.dilation))
         padding = (*((0, 0),) * batch, *read_padding(w), (0, 0))
-        # A zero that is known: of any other number the sum would have no derivative.
+        # A constant zero: with any other initial value the sum would have no derivative.
         return lax.reduce_window(x, np.zeros((), x.dtype), lax.add, sizes, strides, padding, None, dilation)
     for i in range(w.rank):
         x = axis_sum(x, w, i)
@@ -143,7 +143,7 @@ def spatial_axes(w: Window, ndim: int) -> range:
 
 
 def overlaps(w: Window) -> bool:
-    """Whether windows span more cells along an axis than they step."""
+    """Whether windows span more pixels along an axis than they step."""
     return any(dilated_size(k, d) > s for k, d, s in zip(w.window_shape, w.dilation, w.strides, strict=True))
 
 
@@ -160,17 +160,17 @@ def tap_views(x: jax.Array, w: Window, fill: float | int | bool, trailing: int =
         yield of_shape(view, (*x.shape[: axes.start], *w.output_shape, *x.shape[axes.stop :]))
 
 
-def side_by_side(x: jax.Array, w: Window) -> jax.Array:
-    """The views of all taps as columns of one array.
+def concat_views(x: jax.Array, w: Window) -> jax.Array:
+    """The views of all taps, concatenated along the channels: im2col.
 
-    Gathered in pieces of all channels; where these are too short to be copied fast, view by view, axis by axis: their
-    number is then the sum of the window's sizes and not their product.
+    One gather, of slices of all channels. Slices of few channels are copied slowly. So such views are concatenated axis
+    by axis: as many as the sum of the window's sizes, not as their product.
     """
-    return _gathered(x, w) if w.rank == 1 or x.shape[-1] >= FEW_CHANNELS else view_by_view(x, w)
+    return _gathered(x, w) if w.rank == 1 or x.shape[-1] >= FEW_CHANNELS else concat_views_by_axis(x, w)
 
 
-def view_by_view(x: jax.Array, w: Window) -> jax.Array:
-    """The same of any channels, axis by axis."""
+def concat_views_by_axis(x: jax.Array, w: Window) -> jax.Array:
+    """The same for any number of channels: concatenated along one axis of the window after the other."""
     x = pad_axes(x, spatial_axes(w, x.ndim), read_padding(w), 0)
     for i in reversed(range(w.rank)):
         if w.window_shape[i] > 1 or w.strides[i] > 1:
@@ -178,33 +178,33 @@ def view_by_view(x: jax.Array, w: Window) -> jax.Array:
     return x
 
 
-def gather_cells(x: jax.Array, places: np.ndarray) -> jax.Array:
-    """(N, *places, C): the cells of x, (N, *spatial, C), that stand at these places of all."""
-    cells = x.reshape(x.shape[0], -1, x.shape[-1])
+def gather_pixels(x: jax.Array, places: np.ndarray) -> jax.Array:
+    """(N, *places, C): the pixels of x, (N, *spatial, C), at these flat indices."""
+    pixels = x.reshape(x.shape[0], -1, x.shape[-1])
     names = lax.GatherDimensionNumbers((0, places.ndim + 1), collapsed_slice_dims=(1,), start_index_map=(1,))
-    return lax.gather(cells, places[..., None], names, (x.shape[0], 1, x.shape[-1]), mode="promise_in_bounds")
+    return lax.gather(pixels, places[..., None], names, (x.shape[0], 1, x.shape[-1]), mode="promise_in_bounds")
 
 
 def _gathered(x: jax.Array, w: Window) -> jax.Array:
-    """For every output the cells that its taps read, zeros where they read padding."""
+    """For every output the pixels that its taps read, with zeros for padding."""
     place, inside = np.zeros([1] * (2 * w.rank), np.int32), True
     for i, (low, _) in enumerate(w.padding):
         outputs, taps = (np.arange(sizes[i]) for sizes in (w.output_shape, w.window_shape))
-        cell = np.add.outer(outputs * w.strides[i], taps * w.dilation[i]) - low
-        cell = np.expand_dims(cell, [axis for axis in range(2 * w.rank) if axis % w.rank != i])
-        inside = inside & (cell >= 0) & (cell < x.shape[i + 1])
-        place = place * x.shape[i + 1] + cell
+        pixel = np.add.outer(outputs * w.strides[i], taps * w.dilation[i]) - low
+        pixel = np.expand_dims(pixel, [axis for axis in range(2 * w.rank) if axis % w.rank != i])
+        inside = inside & (pixel >= 0) & (pixel < x.shape[i + 1])
+        place = place * x.shape[i + 1] + pixel
     places = np.where(inside, place, math.prod(x.shape[1:-1])).astype(np.int32)
     if not np.all(inside):
-        # A cell of zeros, to be read for padding: numbers that are chosen while they are copied are copied one by one.
+        # Padding reads an appended pixel of zeros. A select inside the gather would copy element by element.
         x = pad_axes(x.reshape(x.shape[0], -1, x.shape[-1]), [1], [(0, 1)], 0)
-    # What is computed on the way would be computed for every tap, or slows down each number's place.
-    views = gather_cells(written(x), places.reshape(*w.output_shape, w.taps))
+    # Otherwise the producer of x would be computed again for every tap.
+    views = gather_pixels(materialize(x), places.reshape(*w.output_shape, w.taps))
     return views.reshape(x.shape[0], *w.output_shape, -1)
 
 
 def _views_along(x: jax.Array, w: Window, i: int) -> jax.Array:
-    """The views of all taps along one axis of the padded input side by side; of more than a few in a loop."""
+    """The views of all taps along one axis of the padded input, concatenated; more than a few of them in a loop."""
     axis, channels, taps = spatial_axes(w, x.ndim)[i], x.shape[-1], w.window_shape[i]
     starts = [tap * w.dilation[i] for tap in range(taps)]
     reach, stride = dilated_size(w.output_shape[i], w.strides[i]), w.strides[i]
@@ -222,7 +222,7 @@ def _views_along(x: jax.Array, w: Window, i: int) -> jax.Array:
 
 
 def _better(left: Pair, right: Pair) -> Pair:
-    """Of two cells with their taps the one that wins: the larger, the first of equals, the last NaN."""
+    """The winner of two pixels, with its tap: the larger, the first of equals, the last NaN."""
     wins = right[0] > left[0]
     if jnp.issubdtype(left[0].dtype, jnp.floating):
         wins |= jnp.isnan(right[0])
@@ -235,24 +235,24 @@ def axis_sum(x: jax.Array, w: Window, i: int) -> jax.Array:
         axis = spatial_axes(w, x.ndim)[i]
         x = pad_axes(x, [axis], [read_padding(w)[i]], 0)
         return jnp.sum(lax.slice_in_dim(x, 0, None, w.dilation[i], axis), axis=axis, keepdims=True)
-    (total,) = _run(w, i, (x,), (0,), lambda a, b: (a[0] + b[0],), lambda cell, taps: (cell,))
+    (total,) = _reduce_axis(w, i, (x,), (0,), lambda a, b: (a[0] + b[0],), lambda pixel, taps: (pixel,))
     return total
 
 
-def _run(w: Window, i: int, cells: tuple, fills: tuple, combine: Callable, moved: Callable) -> tuple:
-    """Combine the cells of each window along spatial axis i alone, in order.
+def _reduce_axis(w: Window, i: int, pixels: tuple, fills: tuple, combine: Callable, moved: Callable) -> tuple:
+    """Reduce the windows along spatial axis i alone by `combine`, in order.
 
-    `moved(*cells, taps)` tells cells that they stand so many taps behind the first. A run of k cells is put
-    together from runs of 1, 2, 4, ... cells, so that it takes log k steps and not k. But runs start at every cell:
-    where strides skip most of them, k strided views are less work.
+    `moved(*pixels, taps)` marks pixels as `taps` behind the first tap. A run of k pixels is combined from runs of 1, 2,
+    4, ... pixels: log k steps. But there is a run for every pixel. Where strides skip most of them, k strided views are
+    less work.
     """
     k, d, s, out = w.window_shape[i], w.dilation[i], w.strides[i], w.output_shape[i]
-    axis = spatial_axes(w, cells[0].ndim)[i]
+    axis = spatial_axes(w, pixels[0].ndim)[i]
     length = dilated_size(out, s)
-    padded = tuple(pad_axes(a, [axis], [read_padding(w)[i]], fill) for a, fill in zip(cells, fills, strict=True))
+    padded = tuple(pad_axes(a, [axis], [read_padding(w)[i]], fill) for a, fill in zip(pixels, fills, strict=True))
 
-    def part(cells: tuple, start: int, length: int, stride: int = 1) -> tuple:
-        return tuple(lax.slice_in_dim(a, start, start + length, stride, axis) for a in cells)
+    def part(pixels: tuple, start: int, length: int, stride: int = 1) -> tuple:
+        return tuple(lax.slice_in_dim(a, start, start + length, stride, axis) for a in pixels)
 
     steps = k.bit_length() + k.bit_count() - 2
     if k <= TAPS_AT_ONCE and k - 1 <= s * steps:
@@ -274,7 +274,7 @@ def _run(w: Window, i: int, cells: tuple, fills: tuple, combine: Callable, moved
 
 
 def _of_size(arrays: tuple, axis: int, size: int) -> tuple:
-    """Arrays whose size along an axis is this one."""
+    """Arrays of this size along an axis."""
     return tuple(of_shape(a, (*a.shape[:axis], size, *a.shape[axis + 1 :])) for a in arrays)
 
 
@@ -301,8 +301,13 @@ def of_shape(x: jax.Array, shape: Sequence[int]) -> jax.Array:
     return pad_axes(x, range(x.ndim), [(0, size - old) for size, old in zip(shape, x.shape, strict=True)], 0)
 
 
+def as_matrix(a: jax.Array) -> jax.Array:
+    """(positions, channels)."""
+    return a.reshape(-1, a.shape[-1])
+
+
 def pad_to(x: jax.Array, sizes: Sequence[int]) -> jax.Array:
-    """Zeros behind the cells of (N, *spatial, C), up to these sizes."""
+    """(N, *spatial, C) padded with zeros at the end, up to these sizes."""
     axes = range(1, len(sizes) + 1)
     return pad_axes(x, axes, [(0, size - x.shape[axis]) for axis, size in zip(axes, sizes, strict=True)], 0)
 

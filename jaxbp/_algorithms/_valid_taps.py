@@ -1,8 +1,8 @@
-"""Windows that read much padding: every tap by itself, with the cells inside the input alone.
+"""valid_taps: a GEMM for each tap, of the valid pixels alone, where windows read much padding.
 
-A convolution multiplies the zeros of its padding too: about half of all it multiplies where taps lie 12 cells apart on
-an input of 33x33, or where a window of 3x3 slides over one of 2x2. The outputs for which one tap reads the input are a
-rectangle, and so are the cells that it reads: a matrix product for each tap, and no zeros.
+A convolution multiplies the zeros of its padding, too. That is about half of its products where taps lie 12 pixels
+apart on an input of 33x33, or where a window of 3x3 slides over an input of 2x2. The outputs for which a tap reads the
+input are a rectangle, and so are the pixels that it reads.
 """
 
 import itertools
@@ -14,76 +14,76 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._geometry import ConvGeometry, Window, outputs_inside
-from ._blocks import map_images, sum_images
-from ._product import read_across
-from ._windows import gather_cells, pad_axes
+from ._gemm import read_across
+from ._tiles import map_images, sum_images
+from ._windows import gather_pixels, pad_axes
 
 Slices = tuple[slice, ...]
 
 
 def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry, back: bool = False) -> jax.Array:
-    """Each tap's cells times its weights, added where its outputs are; taken back, with the rotated window."""
+    """Each tap's valid pixels times its weights, added to its outputs. With `back`, the kernel is rotated."""
     w, channels, features = g.window, x.shape[-1], kernel.shape[-2 if back else -1]
 
     def outputs(x: jax.Array) -> jax.Array:
         z = jnp.zeros_like(x, shape=(x.shape[0], *w.output_shape, features))
-        for tap, cells, places in _rectangles(w):
+        for tap, pixels, places in _rectangles(w):
             weights = kernel[tuple(-1 - t for t in tap)].T if back else kernel[tap]
-            part = jnp.matmul(_cut_out(x, cells), weights, precision=g.precision)
+            part = jnp.matmul(_gather(x, pixels), weights, precision=g.precision)
             part = part.reshape(x.shape[0], *(s.stop - s.start for s in places[1:]), features)
             pads = [(s.start, out - s.stop) for s, out in zip(places[1:], w.output_shape, strict=True)]
             z = z + pad_axes(part, range(1, w.rank + 1), pads, 0)
         return z
 
-    return map_images(outputs, x, _numbers(w, channels, features), times=2)
+    return map_images(outputs, x, _elements(w, channels, features), times=2)
 
 
 def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
-    """Each tap's cells times the delta of its outputs, summed over them."""
+    """Each tap's valid pixels times the delta of its outputs, summed over them."""
     w, channels, features = g.window, x.shape[-1], delta.shape[-1]
 
     def products(x: jax.Array, delta: jax.Array) -> jax.Array:
         none = jnp.zeros_like(x, shape=(channels, features))
         by_tap = {
             tap: read_across(
-                _cut_out(x, cells).reshape(-1, channels), _cut_out(delta, places).reshape(-1, features), g.precision
+                _gather(x, pixels).reshape(-1, channels), _gather(delta, places).reshape(-1, features), g.precision
             )
-            for tap, cells, places in _rectangles(w)
+            for tap, pixels, places in _rectangles(w)
         }
         taps = itertools.product(*map(range, w.window_shape))
         return jnp.stack([by_tap.get(tap, none) for tap in taps])
 
-    sums = sum_images(products, x, delta, _numbers(w, channels, features), times=2)
+    sums = sum_images(products, x, delta, _elements(w, channels, features), times=2)
     return sums.reshape(*w.window_shape, channels, features)
 
 
-def share_inside(w: Window) -> float:
-    """Which part of what the windows read lies inside the input."""
+def valid_share(w: Window) -> float:
+    """The share of what the windows read that lies inside the input."""
     axes = zip(outputs_inside(w), w.window_shape, w.output_shape, strict=True)
     return math.prod(sum(end - first for first, end in pairs) / (k * out) for pairs, k, out in axes)
 
 
 def _rectangles(w: Window) -> Iterator[tuple[tuple[int, ...], Slices, Slices]]:
-    """Every tap that reads the input, the cells that it reads, and the outputs for which it reads them."""
+    """Every tap that reads the input, the pixels that it reads, and the outputs for which it reads them."""
     by_axis = outputs_inside(w)
     for tap in itertools.product(*map(range, w.window_shape)):
-        cells, places = [slice(None)], [slice(None)]
+        pixels, places = [slice(None)], [slice(None)]
         for axis, t in enumerate(tap):
             first, end = by_axis[axis][t]
             stride, start = w.strides[axis], t * w.dilation[axis] - w.padding[axis][0]
-            cells.append(slice(first * stride + start, (end - 1) * stride + start + 1, stride))
+            pixels.append(slice(first * stride + start, (end - 1) * stride + start + 1, stride))
             places.append(slice(first, end))
         if all(place.start < place.stop for place in places[1:]):
-            yield tap, tuple(cells), tuple(places)
+            yield tap, tuple(pixels), tuple(places)
 
 
-def _cut_out(a: jax.Array, cells: Slices) -> jax.Array:
-    """(N, cells, C): a rectangle of cells, gathered, which takes half a slice's time to compile."""
+def _gather(a: jax.Array, pixels: Slices) -> jax.Array:
+    """(N, pixels, C): a rectangle of pixels. A gather compiles in half the time of a slice."""
     sizes = a.shape[1:-1]
     places = np.arange(math.prod(sizes), dtype=np.int32).reshape(sizes)
-    return gather_cells(a, places[cells[1:]].ravel())
+    return gather_pixels(a, places[pixels[1:]].ravel())
 
 
-def _numbers(w: Window, channels: int, features: int) -> int:
-    """Of an image's input and outputs."""
+def _elements(w: Window, channels: int, features: int) -> int:
+    """Elements of an image's input and outputs."""
     return math.prod(w.input_shape) * channels + math.prod(w.output_shape) * features

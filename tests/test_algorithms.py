@@ -1,6 +1,6 @@
-"""Every form of every sum, called by itself on random geometries that it is made for: equal to the loops, bit for bit.
+"""Every algorithm of every sum, called by itself on random geometries that it is made for: equal to the loops, bit for bit.
 
-The textbook forms are among them: they are the definition, and equal the loops as well.
+The direct sums are among them: they are the definition, and equal the loops as well.
 """
 
 import ast
@@ -25,40 +25,37 @@ from test_random import convolutions, lower_cased
 import jaxbp
 import loops
 from cases import CONVS, POOLS, Conv, assert_exact, integers, lax_is_right, normal
-from jaxbp import _formulations
-from jaxbp._bench._programs import function_of
-from jaxbp._bench._suite import CASES
-from jaxbp._formulations import (
-    _axes,
-    _bands,
-    _blocks,
-    _choice,
-    _evaluation,
-    _exchanged,
-    _gpu,
-    _gpu_choice,
-    _inside,
-    _kernel_grad_choice,
-    _limits,
-    _multiply_add,
-    _neighbours,
-    _one_row_more,
-    _phases,
+from jaxbp import _algorithms, _plan
+from jaxbp._algorithms import (
+    _direct,
+    _fold_axis,
+    _gemm,
+    _im2col,
+    _kn2row,
+    _pack_batch,
+    _pad_row,
+    _per_group,
     _pools,
-    _product,
-    _side_by_side,
+    _row_im2col,
+    _shift_add,
+    _space_to_batch,
     _subpixel,
-    _taps,
-    _textbook,
+    _swap_operands,
+    _tiles,
+    _toeplitz,
     _upsample,
+    _valid_taps,
+    _width_tiling,
     _windows,
     _winograd,
-    _winograd_choice,
 )
-from jaxbp._formulations._memory import written
+from jaxbp._algorithms._memory import materialize
+from jaxbp._bench._programs import function_of
+from jaxbp._bench._suite import CASES
 from jaxbp._geometry import ConvGeometry, conv_window, transposed
+from jaxbp._plan import _cpu, _cpu_kernel_grad, _cpu_winograd, _gpu, _limits, _run_on_cpu, _run_on_gpu
 
-# ------------------------------------------------------------------ geometries that a form is made for
+# ------------------------------------------------------------------ geometries that an algorithm is made for
 
 
 def anything(case: Conv) -> Conv:
@@ -66,7 +63,7 @@ def anything(case: Conv) -> Conv:
 
 
 def without_zeros(case: Conv) -> Conv:
-    """At least one spatial axis, and no zeros between the input's cells."""
+    """At least one spatial axis, and no zeros between the input's pixels."""
     assume(len(case.kernel) > 2)
     return case._replace(arguments=case.arguments | dict(input_dilation=1))
 
@@ -104,8 +101,8 @@ def depthwise(case: Conv) -> Conv:
     )
 
 
-def apart(case: Conv) -> Conv:
-    """Windows that do not overlap: blocks, or single cells."""
+def non_overlapping(case: Conv) -> Conv:
+    """Windows that do not overlap: blocks, or single pixels."""
     case = one_group(case)
     rank = len(case.kernel) - 2
     if sum(case.x) % 2:
@@ -114,7 +111,7 @@ def apart(case: Conv) -> Conv:
 
 
 def without_wide_steps(case: Conv) -> Conv:
-    """No strides where there are zeros between the input's cells."""
+    """No strides where there are zeros between the input's pixels."""
     rank = len(case.kernel) - 2
     pairs = zip(
         loops.per_axis(case.arguments["strides"], rank),
@@ -139,19 +136,19 @@ def threes(case: Conv) -> Conv:
     return case._replace(kernel=kernel, arguments=case.arguments | dict(strides=1, kernel_dilation=1))
 
 
-def taps_apart(case: Conv) -> Conv:
-    """One group, stride 1; taps lie apart along some axes."""
+def dilated(case: Conv) -> Conv:
+    """One group, stride 1, perhaps dilated."""
     case = one_group(case)
     return case._replace(arguments=case.arguments | dict(strides=1))
 
 
-def taken_back(form: Callable) -> Callable:
-    """A forward form that takes delta back by itself, as the input's gradient."""
+def backward(form: Callable) -> Callable:
+    """A forward algorithm that evaluates the input's gradient by itself."""
     return lambda delta, kernel, g: form(delta, kernel, g._replace(window=transposed(g.window)), back=True)
 
 
 class Form(NamedTuple):
-    """A form, the map that it evaluates, the geometries it takes, and how it is called on (a, b, g)."""
+    """An algorithm, the map that it evaluates, the geometries it takes, and how it is called on (a, b, g)."""
 
     function: Callable
     map: str
@@ -160,110 +157,128 @@ class Form(NamedTuple):
 
 
 FORMS = [
-    Form(_textbook.forward, "forward", anything),
-    Form(_textbook.input_grad, "input", anything),
-    Form(_textbook.kernel_grad, "kernel", anything),
-    Form(_textbook.kernel_grad_by_names, "kernel", anything),
-    Form(_product.forward, "forward", apart),
-    Form(_product.transposed, "input", apart),
-    Form(_product.kernel_grad, "kernel", apart),
-    Form(_multiply_add.forward, "forward", without_zeros),
-    Form(_multiply_add.kernel_grad, "kernel", without_zeros),
-    Form(_multiply_add.reductions, "kernel", depthwise),
-    Form(_taps.project_then_add, "forward", along_axes),
-    Form(_taps.project_then_add, "input", along_axes, taken_back(_taps.project_then_add)),
-    Form(_evaluation._project_then_add, "forward", along_axes),
-    Form(_evaluation._project_then_add, "input", along_axes, taken_back(_evaluation._project_then_add)),
-    Form(_taps.taps_forward, "forward", one_group),
-    Form(_taps.taps_kernel_grad, "kernel", one_group),
-    Form(_taps.rows_kernel_grad, "kernel", one_group),
-    Form(_taps.grouped_kernel_grad, "kernel", without_zeros, lambda x, d, g: _taps.grouped_kernel_grad(x, d, g, 1)),
+    Form(_direct.forward, "forward", anything),
+    Form(_direct.input_grad, "input", anything),
+    Form(_direct.kernel_grad, "kernel", anything),
+    Form(_direct.kernel_grad_by_dimension_numbers, "kernel", anything),
+    Form(_gemm.forward, "forward", non_overlapping),
+    Form(_gemm.transposed, "input", non_overlapping),
+    Form(_gemm.kernel_grad, "kernel", non_overlapping),
+    Form(_shift_add.forward, "forward", without_zeros),
+    Form(_shift_add.kernel_grad, "kernel", without_zeros),
+    Form(_shift_add.reductions, "kernel", depthwise),
+    Form(_kn2row.forward, "forward", along_axes),
+    Form(_kn2row.forward, "input", along_axes, backward(_kn2row.forward)),
+    Form(_run_on_cpu._kn2row_in_tiles, "forward", along_axes),
+    Form(_run_on_cpu._kn2row_in_tiles, "input", along_axes, backward(_run_on_cpu._kn2row_in_tiles)),
+    Form(_im2col.forward, "forward", one_group),
+    Form(_im2col.kernel_grad, "kernel", one_group),
+    Form(_row_im2col.kernel_grad, "kernel", one_group),
     Form(
-        _taps.grouped_kernel_grad,
+        _per_group.grouped_kernel_grad,
         "kernel",
         without_zeros,
-        lambda x, d, g: _taps.grouped_kernel_grad(x, d, g, g.feature_group_count),
+        lambda x, d, g: _per_group.grouped_kernel_grad(x, d, g, 1),
+    ),
+    Form(
+        _per_group.grouped_kernel_grad,
+        "kernel",
+        without_zeros,
+        lambda x, d, g: _per_group.grouped_kernel_grad(x, d, g, g.feature_group_count),
     ),
     Form(_winograd.forward, "forward", threes),
-    Form(_winograd.forward, "input", threes, taken_back(_winograd.forward)),
+    Form(_winograd.forward, "input", threes, backward(_winograd.forward)),
     Form(_winograd.kernel_grad, "kernel", threes),
-    Form(_exchanged.forward, "forward", ungrouped),
-    Form(_exchanged.forward, "input", ungrouped, taken_back(_exchanged.forward)),
-    Form(_one_row_more.forward, "forward", along_axes),
-    Form(_inside.forward, "forward", one_group),
-    Form(_inside.forward, "input", taps_apart, taken_back(_inside.forward)),
-    Form(_inside.kernel_grad, "kernel", one_group),
-    Form(_phases.forward, "forward", taps_apart, lambda x, k, g: _phases.forward(x, k, g, _textbook.forward)),
+    Form(_swap_operands.forward, "forward", ungrouped),
+    Form(_swap_operands.forward, "input", ungrouped, backward(_swap_operands.forward)),
+    Form(_pad_row.forward, "forward", along_axes),
+    Form(_valid_taps.forward, "forward", one_group),
+    Form(_valid_taps.forward, "input", dilated, backward(_valid_taps.forward)),
+    Form(_valid_taps.kernel_grad, "kernel", one_group),
     Form(
-        _phases.kernel_grad, "kernel", taps_apart, lambda x, d, g: _phases.kernel_grad(x, d, g, _textbook.kernel_grad)
-    ),
-    Form(_side_by_side.forward, "forward", more_axes),
-    Form(_bands.forward, "forward", one_group),
-    Form(_neighbours.forward, "forward", one_group, lambda x, k, g: _neighbours.forward(x, k, g, _taps.taps_forward)),
-    Form(
-        _neighbours.kernel_grad,
-        "kernel",
-        one_group,
-        lambda x, d, g: _neighbours.kernel_grad(x, d, g, _taps.rows_kernel_grad),
+        _space_to_batch.forward,
+        "forward",
+        dilated,
+        lambda x, k, g: _space_to_batch.forward(x, k, g, _direct.forward),
     ),
     Form(
-        _neighbours.kernel_grad,
+        _space_to_batch.kernel_grad,
+        "kernel",
+        dilated,
+        lambda x, d, g: _space_to_batch.kernel_grad(x, d, g, _direct.kernel_grad),
+    ),
+    Form(_pack_batch.forward, "forward", more_axes),
+    Form(_toeplitz.forward, "forward", one_group),
+    Form(
+        _width_tiling.forward,
+        "forward",
+        one_group,
+        lambda x, k, g: _width_tiling.forward(x, k, g, _im2col.forward),
+    ),
+    Form(
+        _width_tiling.kernel_grad,
         "kernel",
         one_group,
-        lambda x, d, g: _neighbours.kernel_grad(x, d, g, _taps.taps_kernel_grad),
+        lambda x, d, g: _width_tiling.kernel_grad(x, d, g, _row_im2col.kernel_grad),
+    ),
+    Form(
+        _width_tiling.kernel_grad,
+        "kernel",
+        one_group,
+        lambda x, d, g: _width_tiling.kernel_grad(x, d, g, _im2col.kernel_grad),
     ),
     Form(
         _subpixel.forward,
         "forward",
         without_wide_steps,
-        lambda x, k, g: _subpixel.forward(x, k, g, _textbook.forward, _blocks.map_images),
+        lambda x, k, g: _subpixel.forward(x, k, g, _direct.forward, _tiles.map_images),
     ),
     Form(
-        _axes.fold_forward,
+        _fold_axis.forward,
         "forward",
         more_axes,
-        lambda x, k, g: _axes.fold_forward(x, k, g, _textbook.forward, _windows.side_by_side),
+        lambda x, k, g: _fold_axis.forward(x, k, g, _direct.forward, _windows.concat_views),
     ),
     Form(
-        _axes.fold_kernel_grad,
+        _fold_axis.kernel_grad,
         "kernel",
         more_axes,
-        lambda x, d, g: _axes.fold_kernel_grad(x, d, g, _textbook.kernel_grad, _windows.view_by_view),
+        lambda x, d, g: _fold_axis.kernel_grad(x, d, g, _direct.kernel_grad, _windows.concat_views_by_axis),
     ),
     Form(
-        _evaluation._group_by_group,
+        _per_group.per_group,
         "forward",
         anything,
-        lambda x, k, g: _evaluation._group_by_group(_textbook.forward, x, k, g),
+        lambda x, k, g: _per_group.per_group(_direct.forward, x, k, g),
     ),
     Form(
-        _evaluation._group_by_group,
+        _per_group.per_group,
         "kernel",
         anything,
-        lambda x, d, g: _evaluation._group_by_group(_textbook.kernel_grad, x, d, g),
+        lambda x, d, g: _per_group.per_group(_direct.kernel_grad, x, d, g),
     ),
-    Form(_evaluation._image_by_image, "forward", anything),
-    Form(_evaluation.forward, "forward", anything),
-    Form(_evaluation.input_grad, "input", anything),
-    Form(_evaluation.kernel_grad, "kernel", anything),
-    Form(_gpu.forward, "forward", anything),
-    Form(_gpu.input_grad, "input", anything),
-    Form(_gpu.kernel_grad, "kernel", anything),
+    Form(_run_on_cpu._per_image, "forward", anything),
+    Form(_run_on_cpu.forward, "forward", anything),
+    Form(_run_on_cpu.input_grad, "input", anything),
+    Form(_run_on_cpu.kernel_grad, "kernel", anything),
+    Form(_run_on_gpu.forward, "forward", anything),
+    Form(_run_on_gpu.input_grad, "input", anything),
+    Form(_run_on_gpu.kernel_grad, "kernel", anything),
 ]
 
 
-# The forms that work block by block.
-CUT = (
-    _evaluation._project_then_add,
-    _taps.taps_kernel_grad,
-    _taps.rows_kernel_grad,
+# The algorithms that work tile by tile.
+TILED = (
+    _run_on_cpu._kn2row_in_tiles,
+    _im2col.kernel_grad,
+    _row_im2col.kernel_grad,
     _winograd.forward,
     _winograd.kernel_grad,
-    _inside.forward,
-    _inside.kernel_grad,
-    _side_by_side.forward,
+    _valid_taps.forward,
+    _valid_taps.kernel_grad,
+    _pack_batch.forward,
     _subpixel.forward,
-    _evaluation._image_by_image,
+    _run_on_cpu._per_image,
 )
 
 
@@ -272,7 +287,7 @@ def name_of(form: Form) -> str:
 
 
 def check(form: Form, case: Conv) -> None:
-    """The form's result equals that of the loops."""
+    """The algorithm's result equals that of the loops."""
     arguments = lower_cased(dict(padding="SAME", strides=1, input_dilation=1, kernel_dilation=1) | case.arguments)
     x, kernel = integers(1, case.x), integers(2, case.kernel)
     window = conv_window(
@@ -293,7 +308,7 @@ def check(form: Form, case: Conv) -> None:
 
 
 def fits(case: Conv) -> bool:
-    """Whether a window fits, and XLA has no known error there (the forms are built on its convolutions)."""
+    """Whether a window fits, and XLA has no known error there (the algorithms are built on its convolutions)."""
     arguments = lower_cased(case.arguments)
     try:
         conv_window(
@@ -308,7 +323,7 @@ def fits(case: Conv) -> bool:
 @pytest.mark.parametrize("form", FORMS, ids=name_of)
 @settings(max_examples=max(6, settings.default.max_examples // 3))
 @given(case=convolutions())
-def test_form_equals_loops(form, case):
+def test_algorithm_equals_loops(form, case):
     case = form.fit(case)
     assume(fits(case))
     check(form, case)
@@ -316,95 +331,96 @@ def test_form_equals_loops(form, case):
 
 @pytest.mark.parametrize(
     "form",
-    [f for f in FORMS if f.function in CUT],
+    [f for f in FORMS if f.function in TILED],
     ids=name_of,
 )
-@pytest.mark.parametrize("cells", [1, 1 << 10])
+@pytest.mark.parametrize("elements", [1, 1 << 10])
 @settings(max_examples=8)
 @given(case=convolutions())
-def test_blocks_of_every_size(form, cells, case):
+def test_tiles_of_every_size(form, elements, case):
     """One row of one image at a time, some rows, some images."""
     case = form.fit(case)
     assume(fits(case))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_blocks, "CELLS", cells)
-        for module in (_choice, _kernel_grad_choice, _limits):
-            patch.setattr(module, "MOST_OUTPUTS", cells)
+        patch.setattr(_tiles, "TILE_ELEMENTS", elements)
+        for module in (_cpu, _cpu_kernel_grad, _limits):
+            patch.setattr(module, "MOST_OUTPUTS", elements)
         check(form, case)
 
 
 @pytest.mark.parametrize(
     ("function", "map"),
-    [(_evaluation.forward, "forward"), (_evaluation.input_grad, "input"), (_evaluation.kernel_grad, "kernel")],
+    [(_run_on_cpu.forward, "forward"), (_run_on_cpu.input_grad, "input"), (_run_on_cpu.kernel_grad, "kernel")],
     ids=["forward", "input", "kernel"],
 )
 @settings(max_examples=12)
 @given(case=convolutions())
 def test_products_of_one_image_at_a_time(function, map, case):
-    case = apart(case)
+    case = non_overlapping(case)
     assume(fits(case))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_blocks, "CELLS", 1)
-        patch.setattr(_evaluation, "MOST_WRITTEN", 1)
-        check(Form(function, map, apart), case)
+        patch.setattr(_tiles, "TILE_ELEMENTS", 1)
+        patch.setattr(_run_on_cpu, "MOST_MATERIALIZED", 1)
+        check(Form(function, map, non_overlapping), case)
 
 
-@pytest.mark.parametrize("form", [f for f in FORMS if f.function.__module__.endswith("_multiply_add")], ids=name_of)
-@pytest.mark.parametrize(("terms", "cells"), [(1, 1), (4, 1 << 20)], ids=["one by one", "some"])
+@pytest.mark.parametrize("form", [f for f in FORMS if f.function.__module__.endswith("_shift_add")], ids=name_of)
+@pytest.mark.parametrize(("terms", "elements"), [(1, 1), (4, 1 << 20)], ids=["one by one", "some"])
 @settings(max_examples=10)
 @given(case=convolutions())
-def test_some_rows_of_a_window(form, terms, cells, case):
+def test_some_rows_of_a_window(form, terms, elements, case):
     """Random windows are small: the loops over the rows of a large one, and over images, for windows of any size."""
     case = form.fit(case)
     assume(fits(case))
     with pytest.MonkeyPatch.context() as patch:
-        for module in (_blocks, _multiply_add):
-            patch.setattr(module, "CELLS", cells)
+        for module in (_tiles, _shift_add):
+            patch.setattr(module, "TILE_ELEMENTS", elements)
         for limit in ("TERMS_AT_ONCE", "TERMS_IN_PASS", "TAPS_AT_ONCE"):
-            patch.setattr(_multiply_add, limit, terms)
+            patch.setattr(_shift_add, limit, terms)
         check(form, case)
 
 
 @pytest.mark.parametrize("name", ["windows wholly in padding", "many channels, windows wholly in padding"])
 @pytest.mark.parametrize("form", FORMS[:3], ids=name_of)
-def test_textbook_where_the_compiler_would_read_outside(form, name):
+def test_direct_where_the_compiler_would_read_outside(form, name):
     """Cropping and padding at once is cropped first: see `lax_is_right`."""
     check(form, CONVS[name])
 
 
-def test_every_form_is_tested():
-    """The public functions of all modules that hold forms."""
+def test_every_algorithm_is_tested():
+    """The public functions of all modules that hold algorithms, or choose between them."""
     helpers = {
-        "_choice": {"forward_form", "input_grad_form", "steps_over_zeros", "times_at_once"},
-        "_kernel_grad_choice": {"kernel_grad_form"},
+        "_cpu": {"forward_form", "input_grad_form", "steps_over_zeros", "tile_factor"},
+        "_cpu_kernel_grad": {"kernel_grad_form"},
         "_limits": {
-            *("apart", "as_blocks", "is_short_sum", "kernel_grad_over_zeros"),
-            *("gathers_much", "has_few_positions", "inside_or_tiles", "suits_multiply_add"),
+            *("non_overlapping", "as_patches", "is_short_sum", "kernel_grad_over_zeros"),
+            *("gathers_much", "has_few_positions", "valid_taps_or_winograd", "suits_shift_add"),
         },
-        "_winograd_choice": {"forward_tiles", "kernel_grad_tiles", "features_in_part"},
-        "_gpu_choice": {"forward_form", "input_grad_form", "kernel_grad_form"},
-        "_textbook": {"rot180", "exchange_channels", "taken_back"},
-        "_blocks": {
-            *("block", "cut", "images_at_once", "largest_divisor"),
-            *("map_blocks", "map_images", "put_together", "some_images", "sum_blocks", "sum_images"),
+        "_cpu_winograd": {"forward_winograd", "kernel_grad_winograd", "features_in_chunk"},
+        "_gpu": {"forward_form", "input_grad_form", "kernel_grad_form"},
+        "_direct": {"rot180", "swap_channels", "backward_kernel"},
+        "_tiles": {
+            *("chunk", "tile", "images_at_once", "largest_divisor"),
+            *("map_tiles", "map_images", "map_concat", "some_images", "sum_tiles", "sum_images"),
         },
-        "_product": {"over_positions", "read_across"},
-        "_inside": {"share_inside"},
-        "_winograd": {"blocks", "tile_counts"},
-        "_phases": {"phases"},
+        "_gemm": {"over_positions", "read_across"},
+        "_valid_taps": {"valid_share"},
+        "_winograd": {"cache_tiles", "tile_counts"},
+        "_space_to_batch": {"phase_geometry"},
         "_subpixel": {"block_window"},
-        "_neighbours": {"together", "neighbours"},
-        "_side_by_side": {"images_in_a_row", "tasks"},
+        "_width_tiling": {"tile_width", "tiled"},
+        "_pack_batch": {"packed_images", "tasks"},
     }
     tested = {name_of(form) for form in FORMS}
-    for module in pkgutil.iter_modules(_formulations.__path__):
-        if module.name in ("_windows", "_upsample", "_pools", "_memory"):
-            continue
-        namespace = vars(importlib.import_module(f"jaxbp._formulations.{module.name}"))
-        for name, value in namespace.items():
-            own = inspect.isfunction(value) and value.__module__ == f"{_formulations.__name__}.{module.name}"
-            if own and not name.startswith("_") and name not in helpers.get(module.name, ()):
-                assert f"{module.name}.{name}" in tested
+    for package in (_algorithms, _plan):
+        for module in pkgutil.iter_modules(package.__path__):
+            if module.name in ("_windows", "_upsample", "_pools", "_memory"):
+                continue
+            whole_name = f"{package.__name__}.{module.name}"
+            for name, value in vars(importlib.import_module(whole_name)).items():
+                own = inspect.isfunction(value) and value.__module__ == whole_name
+                if own and not name.startswith("_") and name not in helpers.get(module.name, ()):
+                    assert f"{module.name}.{name}" in tested
 
 
 @pytest.mark.parametrize("channels, features", [(3, 256), (256, 3), (64, 64), (300, 256), (1, 1)])
@@ -412,7 +428,7 @@ def test_every_form_is_tested():
 def test_sum_over_positions(positions, channels, features):
     """In either order, in halves or not."""
     x, delta = integers(1, (positions, channels)), integers(2, (positions, features))
-    for product in (_product.over_positions, _product.read_across):
+    for product in (_gemm.over_positions, _gemm.read_across):
         assert_exact(product(jnp.asarray(x), jnp.asarray(delta), None), x.T @ delta)
 
 
@@ -422,7 +438,7 @@ def test_a_kernel_gradient_reads_both_factors_along_memory(channels, features):
 
     def gradient(x, delta):
         window = conv_window("test", x.shape, (1, 1, channels, features), 1, "VALID", 1, 1, 1)
-        return _evaluation.kernel_grad(x, delta, ConvGeometry(window, 1))
+        return _run_on_cpu.kernel_grad(x, delta, ConvGeometry(window, 1))
 
     x, delta = integers(1, (3, 2, 14, 14, channels)), integers(2, (3, 2, 14, 14, features))
     products = jax.jit(gradient).lower(x[0], delta[0]).compile().as_text().split(" dot(")[1:]
@@ -472,11 +488,11 @@ def functions_of(module):
     return {n.name: n for n in ast.parse(Path(module.__file__).read_text()).body if isinstance(n, ast.FunctionDef)}
 
 
-def names_of(choice, module=_choice):
+def names_of(choice, module=_cpu):
     """The names that a choice returns, by itself or by the functions that choose for it."""
-    functions = functions_of(module) | functions_of(_winograd_choice) | functions_of(_limits)
-    if module is _choice:
-        functions |= functions_of(_kernel_grad_choice)
+    functions = functions_of(module) | functions_of(_cpu_winograd) | functions_of(_limits)
+    if module is _cpu:
+        functions |= functions_of(_cpu_kernel_grad)
     names, ahead, seen = set(), [choice], set()
     while ahead:
         function = functions[ahead.pop()]
@@ -487,24 +503,24 @@ def names_of(choice, module=_choice):
     return names
 
 
-@pytest.mark.parametrize(("choices", "evaluations"), [(_choice, _evaluation), (_gpu_choice, _gpu)], ids=["cpu", "gpu"])
+@pytest.mark.parametrize(("choices", "evaluations"), [(_cpu, _run_on_cpu), (_gpu, _run_on_gpu)], ids=["cpu", "gpu"])
 @pytest.mark.parametrize(("choice", "evaluation"), [("forward_form", "forward"), ("kernel_grad_form", "kernel_grad")])
 def test_every_name_that_is_chosen_is_evaluated(choices, evaluations, choice, evaluation):
-    """A misspelt name would quietly be the textbook form."""
+    """A misspelt name would quietly be the direct sum."""
     evaluated = strings(functions_of(evaluations)[evaluation], "evaluated")
-    assert names_of(choice, choices) - {"textbook"} == evaluated
+    assert names_of(choice, choices) - {"direct"} == evaluated
 
 
 @pytest.mark.parametrize("features", [257, 300, 512, 514, 521, 1000, 1024])
-def test_large_weights_are_cut_into_few_parts(features):
+def test_large_weights_are_taken_in_few_chunks(features):
     """Features that do not divide are not taken one by one, in as many passes over the input."""
     g = ConvGeometry(conv_window("test", (2, 28, 28, 512), (3, 3, 512, features), 1, "SAME", 1, 1, 1), 1)
-    for choice in (_choice.forward_form, _choice.input_grad_form, _kernel_grad_choice.kernel_grad_form):
+    for choice in (_cpu.forward_form, _cpu.input_grad_form, _cpu_kernel_grad.kernel_grad_form):
         name, _ = choice(g, 2, 512, features)
-        inputs, outputs = (features, 512) if choice is _choice.input_grad_form else (512, features)
-        if name == "winograd in parts":
-            count = outputs // _winograd_choice.features_in_part(inputs, outputs)
-            assert count * _winograd_choice.MOST_WEIGHTS <= 4 * inputs * outputs
+        inputs, outputs = (features, 512) if choice is _cpu.input_grad_form else (512, features)
+        if name == "winograd in chunks":
+            count = outputs // _cpu_winograd.features_in_chunk(inputs, outputs)
+            assert count * _cpu_winograd.MOST_WEIGHTS <= 4 * inputs * outputs
 
 
 def geometry_of(case):
@@ -520,7 +536,7 @@ def geometry_of(case):
 @settings(max_examples=2500, derandomize=True)
 @given(st.data())
 def draw_names(seen, data):
-    """Collect the forms that the choices name for a random geometry."""
+    """Collect the algorithms that the choices name for a random geometry."""
     case = data.draw(convolutions(common_only=data.draw(st.sampled_from([False, False, True]))))
     case = data.draw(st.sampled_from([anything, anything, large_window]))(case)
     assume(fits(case))
@@ -528,22 +544,18 @@ def draw_names(seen, data):
     sizes = data.draw(st.sampled_from([case.x[0], 64, 1 << 12])), case.x[-1], case.kernel[-1]
     with pytest.MonkeyPatch.context() as patch:
         # What is too large for the cache is too large for a test.
-        most_outputs = data.draw(st.sampled_from([_choice.MOST_OUTPUTS, 64]))
-        for module in (_choice, _kernel_grad_choice, _limits):
+        most_outputs = data.draw(st.sampled_from([_cpu.MOST_OUTPUTS, 64]))
+        for module in (_cpu, _cpu_kernel_grad, _limits):
             patch.setattr(module, "MOST_OUTPUTS", most_outputs)
             patch.setattr(module, "OLD_COMPILER", True)
         patch.setattr(_limits, "MOST_GATHERED", data.draw(st.sampled_from([_limits.MOST_GATHERED, 64])))
-        patch.setattr(_winograd_choice, "FEWEST_WEIGHTS", 32 * 32)
-        patch.setattr(_choice, "MOST_PADDED", data.draw(st.sampled_from([_choice.MOST_PADDED, 0])))
-        patch.setattr(
-            _winograd_choice, "MOST_WEIGHTS", data.draw(st.sampled_from([_winograd_choice.MOST_WEIGHTS, 1 << 10]))
-        )
-        patch.setattr(
-            _kernel_grad_choice, "MORE_COLUMNS", data.draw(st.sampled_from([_kernel_grad_choice.MORE_COLUMNS, 8]))
-        )
-        for choice in (_choice.forward_form, _choice.input_grad_form):
-            seen[_choice, "forward_form"].add(choice(g, *sizes)[0])
-        seen[_choice, "kernel_grad_form"].add(_kernel_grad_choice.kernel_grad_form(g, *sizes)[0])
+        patch.setattr(_cpu_winograd, "FEWEST_WEIGHTS", 32 * 32)
+        patch.setattr(_cpu, "MOST_PADDED", data.draw(st.sampled_from([_cpu.MOST_PADDED, 0])))
+        patch.setattr(_cpu_winograd, "MOST_WEIGHTS", data.draw(st.sampled_from([_cpu_winograd.MOST_WEIGHTS, 1 << 10])))
+        patch.setattr(_cpu_kernel_grad, "MORE_COLUMNS", data.draw(st.sampled_from([_cpu_kernel_grad.MORE_COLUMNS, 8])))
+        for choice in (_cpu.forward_form, _cpu.input_grad_form):
+            seen[_cpu, "forward_form"].add(choice(g, *sizes)[0])
+        seen[_cpu, "kernel_grad_form"].add(_cpu_kernel_grad.kernel_grad_form(g, *sizes)[0])
 
 
 @settings(max_examples=1500, derandomize=True)
@@ -554,23 +566,21 @@ def draw_gpu_names(seen, data):
     assume(fits(case))
     g, sizes = geometry_of(case), (case.x[0], case.x[-1], case.kernel[-1])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_gpu_choice, "FEW_CHANNELS", data.draw(st.sampled_from([_gpu_choice.FEW_CHANNELS, 0])))
-        patch.setattr(_gpu_choice, "NARROW", data.draw(st.sampled_from([_gpu_choice.NARROW, 0])))
-        seen[_gpu_choice, "forward_form"].add(_gpu_choice.forward_form(g, *sizes)[0])
-        seen[_gpu_choice, "forward_form"].add(_gpu_choice.input_grad_form(g, *sizes)[0])
+        patch.setattr(_gpu, "FEW_CHANNELS", data.draw(st.sampled_from([_gpu.FEW_CHANNELS, 0])))
+        patch.setattr(_gpu, "NARROW", data.draw(st.sampled_from([_gpu.NARROW, 0])))
+        seen[_gpu, "forward_form"].add(_gpu.forward_form(g, *sizes)[0])
+        seen[_gpu, "forward_form"].add(_gpu.input_grad_form(g, *sizes)[0])
         itemsize = data.draw(st.sampled_from([2, 4, 8]))
-        seen[_gpu_choice, "kernel_grad_form"].add(_gpu_choice.kernel_grad_form(g, *sizes, itemsize)[0])
+        seen[_gpu, "kernel_grad_form"].add(_gpu.kernel_grad_form(g, *sizes, itemsize)[0])
 
 
 def test_random_geometries_reach_every_choice():
     """So that the choices are run through, here and in test_random; some need more images, or smaller limits."""
-    seen = {
-        (module, choice): set() for module in (_choice, _gpu_choice) for choice in ("forward_form", "kernel_grad_form")
-    }
+    seen = {(module, choice): set() for module in (_cpu, _gpu) for choice in ("forward_form", "kernel_grad_form")}
     draw_names(seen)
     draw_gpu_names(seen)
     for (module, choice), names in seen.items():
-        assert names == names_of(choice, module) | ({"textbook"} & names), choice
+        assert names == names_of(choice, module) | ({"direct"} & names), choice
 
 
 EXAMPLES = {
@@ -640,20 +650,20 @@ def test_kernel_gradients_in_a_loop_keep_the_fast_layout(x, kernel):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "float16", "int32", "uint8"])
-def test_written_changes_nothing(dtype):
+def test_materialize_changes_nothing(dtype):
     """Not a bit of it: zeros of both signs, infinities, NaN, the smallest and the largest numbers."""
     with jax.enable_x64(dtype == "float64"):
         finite = jnp.finfo(dtype) if "float" in dtype else jnp.iinfo(dtype)
         odd = [0.0, -0.0, 1.5, -2.5, jnp.inf, -jnp.inf, jnp.nan, finite.tiny] if "float" in dtype else [0, 1, 7, 127]
         numbers = jnp.asarray([*odd, finite.max, finite.min], dtype)
-        result = jax.jit(written)(numbers)
+        result = jax.jit(materialize)(numbers)
         assert result.dtype == numbers.dtype
         assert np.asarray(result).tobytes() == np.asarray(numbers).tobytes()
 
 
-def test_the_compiler_does_not_see_through_written():
-    """As soon as it finds the divisor to be 1 it will repeat what should be written."""
-    program = jax.jit(lambda x: written(x * 2)).lower(normal(1, (8,))).compile()
+def test_the_compiler_does_not_see_through_materialize():
+    """As soon as it finds the divisor to be 1 it will repeat what should be materialized."""
+    program = jax.jit(lambda x: materialize(x * 2)).lower(normal(1, (8,))).compile()
     assert "divide(" in program.as_text()
 
 
@@ -685,8 +695,8 @@ def test_pools_on_the_other_side_of_every_limit(monkeypatch, limit, phases, name
 
 def check_pools_anew(monkeypatch, case):
     """All pools equal loops, without their `jit`, which may remember a program from before."""
-    for map_name in [name for name, value in vars(_formulations).items() if hasattr(value, "__wrapped__")]:
-        monkeypatch.setattr(_formulations, map_name, getattr(_formulations, map_name).__wrapped__)
+    for map_name in [name for name, value in vars(_plan).items() if hasattr(value, "__wrapped__")]:
+        monkeypatch.setattr(_plan, map_name, getattr(_plan, map_name).__wrapped__)
     inputs = integers(1, case.inputs)
     test_pool.check_all_against_loops(
         case, inputs, jax.jit(lambda x: test_pool.all_pools(test_pool.jaxbp, case, x))(inputs)
@@ -701,10 +711,10 @@ def test_pools_of_some_images_at_a_time(monkeypatch, name, images):
 
     def some_images(form, arrays, most):
         parts.append(arrays[0].shape[0] // most)
-        return _blocks.some_images(form, arrays, most)
+        return _tiles.some_images(form, arrays, most)
 
-    monkeypatch.setattr(_pools, "MOST_WRITTEN", 1)
-    monkeypatch.setattr(_pools, "images_at_once", lambda batch, cells, times: images)
+    monkeypatch.setattr(_pools, "MOST_MATERIALIZED", 1)
+    monkeypatch.setattr(_pools, "images_at_once", lambda batch, pixels, times: images)
     monkeypatch.setattr(_pools, "some_images", some_images)
     case = POOLS[name]
     check_pools_anew(monkeypatch, case._replace(inputs=(4, *case.inputs[1:])))

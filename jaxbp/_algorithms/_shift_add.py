@@ -1,9 +1,9 @@
-"""Shifted multiply-adds: a convolution as one elementwise expression, for groups of few channels.
+"""shift_add: shift, multiply, add. A convolution as one elementwise expression, for depthwise and for few channels.
 
-A depthwise convolution is no matrix product in disguise: each output is a short sum of numbers times weights. Written
-as `sum_t view_t(x) * w_t` over whole arrays, the compiler makes one loop of it that reads the input once. With c
-channels in a group the sum has c terms for each tap. Channels are laid out as (c, groups), so that the loop runs
-along the groups (or, in a single group, along the outputs).
+A depthwise convolution is not a GEMM: each output is a short sum of products. The compiler makes one loop of
+`sum_t view_t(x) * w_t` over whole arrays, which reads the input once. With c channels in a group the sum has c terms
+for each tap. Channels are laid out as (c, groups), so that the loop runs along the groups, or in a single group along
+the outputs.
 """
 
 import functools
@@ -15,32 +15,32 @@ import jax.numpy as jnp
 from jax import lax
 
 from .._geometry import ConvGeometry, Ints, Window, dilated_size, read_padding
-from ._blocks import CELLS, largest_divisor, map_images
-from ._memory import written
+from ._memory import materialize
+from ._tiles import TILE_ELEMENTS, largest_divisor, map_images
 from ._windows import pad_axes, tap_views
 
-# What is worth its compile time. Of the forward sum: terms in one program, fewer where its loops are over many groups,
-# which passes over some of the terms do as fast; and terms in each of these passes.
+# Limits of compile time. The forward sum: terms that are unrolled (fewer for many groups, where passes over some of the
+# terms are as fast), and terms in each pass.
 TERMS_AT_ONCE = 64
 TERMS_OF_MANY_GROUPS = 48
 MANY_GROUPS = 96
 TERMS_IN_PASS = 16
-# Of the kernel's gradient: taps in one pass; images (or bands of their rows) added up explicitly.
+# The kernel's gradient: taps in one pass, and images (or bands of their rows) whose sum is unrolled.
 TAPS_AT_ONCE = 8
 PARTS_AT_ONCE = 8
-# From so many groups and deltas on, a product of each part's own.
+# From so many groups and elements of delta on, each part has a product of its own.
 LONG_LOOP = 16
 MANY_DELTAS = 1 << 14
 
 
 def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
-    """Add up every tap of every channel of the group; of a large window some rows at a time, of some images."""
+    """The sum over taps and channels of the group. A large window takes some rows of some images at a time."""
     w, groups, features = g.window, g.feature_group_count, kernel.shape[-1]
     most = TERMS_AT_ONCE if groups < MANY_GROUPS else TERMS_OF_MANY_GROUPS
     if w.taps * kernel.shape[-2] <= most:
-        cells, weights = (_channels_by_group(a, groups) for a in (x, kernel))
-        return _channels_in_order(written(_sum_of_terms(cells, weights, w)))
-    # The sum so far is read and written in every pass: it stays in the cache.
+        pixels, weights = (_channels_by_group(a, groups) for a in (x, kernel))
+        return _channels_in_order(materialize(_sum_of_terms(pixels, weights, w)))
+    # Every pass reads and writes the sum so far, which has to stay in the cache.
     return map_images(lambda x: _sum_by_rows(x, kernel, g), x, 2 * math.prod(w.output_shape) * features)
 
 
@@ -49,17 +49,17 @@ def _sum_by_rows(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
     w, groups, features = g.window, g.feature_group_count, kernel.shape[-1]
     axis, rows = _longest_axis(w)
     most = max(1, TERMS_IN_PASS * rows // (w.taps * kernel.shape[-2]))
-    # Rows that are left over are one more program: equal passes, unless they would be much smaller.
+    # Rows that are left over are compiled once more. So passes are equal, unless they would be much smaller.
     equal = largest_divisor(rows, most)
     at_once = equal if 2 * equal >= most else most
     padded = pad_axes(_channels_by_group(x, groups), range(1, w.rank + 1), read_padding(w), 0)
 
     def some_rows(first: jax.Array | int, count: int) -> jax.Array:
-        part, cells = _window_rows(padded, w, first, count)
+        part, pixels = _window_rows(padded, w, first, count)
         weights = lax.dynamic_slice_in_dim(kernel, first, count, axis, allow_negative_indices=False)
         weights = _channels_by_group(weights, groups)
-        # Read where they lie, cells at an offset known only at run time would not be read side by side.
-        return _sum_of_terms(written(cells), written(weights), part)
+        # Materialized: loads at an offset that is known only at run time would not be vectorized.
+        return _sum_of_terms(materialize(pixels), materialize(weights), part)
 
     passes, rest = divmod(rows, at_once)
     none = jnp.zeros_like(x, shape=(x.shape[0], *w.output_shape, features // groups, groups))
@@ -72,23 +72,23 @@ def _sum_of_terms(x: jax.Array, kernel: jax.Array, w: Window) -> jax.Array:
     channels, axis = x.shape[-2], x.ndim - 2
     weights = lax.split(kernel.reshape(-1, *[1] * w.rank, *kernel.shape[-2:]), [1] * (w.taps * channels))
     views = tap_views(x, w, 0, trailing=2)
-    cells = views if channels == 1 else (cell for view in views for cell in lax.split(view, [1] * channels, axis))
-    return functools.reduce(lax.add, (lax.mul(cell, each) for cell, each in zip(cells, weights, strict=True)))
+    pixels = views if channels == 1 else (pixel for view in views for pixel in lax.split(view, [1] * channels, axis))
+    return functools.reduce(lax.add, (lax.mul(pixel, each) for pixel, each in zip(pixels, weights, strict=True)))
 
 
 def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
-    """Add up the products of shifted inputs and delta over the batch, then over all positions at once.
+    """Sum the products of shifted inputs and delta over images, elementwise, then over all positions.
 
-    A reduction for each tap would run once over the arrays for each tap; the explicit sum over some images is
-    elementwise and fuses, and one reduction over the stacked taps is left. Large windows take a row of taps at a time,
-    or a part of one, so that the program stays small.
+    A reduction for each tap would read the arrays once for each tap. The unrolled sum over some images is elementwise,
+    so it fuses, and one reduction over the stacked taps is left. Large windows take a row of taps at a time, or a part
+    of one, so that the program stays small.
     """
     groups, w = g.feature_group_count, g.window
     counts = _taps_in_pass(w)
-    images = largest_divisor(x.shape[0], min(PARTS_AT_ONCE, 4 * CELLS // math.prod(x.shape[1:])))
+    images = largest_divisor(x.shape[0], min(PARTS_AT_ONCE, 4 * TILE_ELEMENTS // math.prod(x.shape[1:])))
     bands = largest_divisor(w.output_shape[0], PARTS_AT_ONCE // images)
     of_tap = x.shape[-1] // groups * delta.shape[-1]
-    # Flat, as loops around loops over few numbers are slow to compile.
+    # Flat: nested loops over few elements are slow to compile.
     none = jnp.zeros_like(x, shape=w.taps * of_tap)
 
     def sums_of_images(x: jax.Array, delta: jax.Array) -> jax.Array:
@@ -100,24 +100,24 @@ def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
 
         def put_taps(i: jax.Array, sums: jax.Array) -> jax.Array:
             first = _first_taps(i, w.window_shape, counts)
-            part, cells = _window_part(padded, w, first, counts)
-            part_sums = _channels_in_order(_kernel_sums(written(cells), delta, part, bands)).ravel()
+            part, pixels = _window_part(padded, w, first, counts)
+            part_sums = _channels_in_order(_kernel_sums(materialize(pixels), delta, part, bands)).ravel()
             place = sum(tap * math.prod(w.window_shape[axis + 1 :]) for axis, tap in enumerate(first))
             return lax.dynamic_update_slice(sums, part_sums, [place * of_tap], allow_negative_indices=False)
 
         return lax.fori_loop(0, passes, put_taps, none)
 
     def add_images(i: jax.Array, sums: jax.Array) -> jax.Array:
-        x_block, delta_block = (written(lax.dynamic_slice_in_dim(a, i * images, images)) for a in (x, delta))
-        return sums + sums_of_images(x_block, delta_block)
+        x_chunk, delta_chunk = (materialize(lax.dynamic_slice_in_dim(a, i * images, images)) for a in (x, delta))
+        return sums + sums_of_images(x_chunk, delta_chunk)
 
-    blocks = x.shape[0] // images
-    sums = sums_of_images(x, delta) if blocks == 1 else lax.fori_loop(0, blocks, add_images, none)
+    chunks = x.shape[0] // images
+    sums = sums_of_images(x, delta) if chunks == 1 else lax.fori_loop(0, chunks, add_images, none)
     return sums.reshape(*w.window_shape, -1, delta.shape[-1])
 
 
 def _taps_in_pass(w: Window) -> tuple[int, ...]:
-    """How many taps along each axis of the window one pass takes, at most TAPS_AT_ONCE, next to each other in order."""
+    """How many taps along each axis one pass takes: a contiguous run of at most TAPS_AT_ONCE in row-major order."""
     counts, most = [], TAPS_AT_ONCE
     for k in reversed(w.window_shape):
         # Passes overlap where the parts are not equal.
@@ -140,9 +140,9 @@ def _first_taps(i: jax.Array, window: Ints, counts: Ints) -> list[jax.Array | in
 
 
 def reductions(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
-    """A depthwise kernel's gradient as a reduction for each tap: on a GPU each of them is fast by itself.
+    """A depthwise kernel's gradient as a reduction for each tap: on a GPU each of them is fast.
 
-    Large windows take a row of taps after the other, so that the program stays small.
+    Large windows take one row of taps after the other, so that the program stays small.
     """
     w = g.window
     x = jnp.repeat(x, delta.shape[-1] // x.shape[-1], axis=-1)
@@ -157,21 +157,21 @@ def reductions(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
     padded = pad_axes(x, range(1, w.rank + 1), read_padding(w), 0)
 
     def row(first: jax.Array) -> jax.Array:
-        part, cells = _window_rows(padded, w, first, 1)
-        return sums(cells, part)
+        part, pixels = _window_rows(padded, w, first, 1)
+        return sums(pixels, part)
 
     by_row = lax.map(row, jnp.arange(rows))
     return jnp.moveaxis(by_row.squeeze(axis + 1), 0, axis)
 
 
 def _longest_axis(w: Window) -> tuple[int, int]:
-    """The spatial axis along which the window has the most taps, and their number: its rows, for a loop."""
+    """The spatial axis along which the window has the most taps, and their number. Loops run along it."""
     axis = max(range(w.rank), key=lambda i: w.window_shape[i])
     return axis, w.window_shape[axis]
 
 
 def _window_rows(padded: jax.Array, w: Window, first: jax.Array | int, count: int) -> tuple[Window, jax.Array]:
-    """So many of the window's rows from the first on, as a window, and the padded input that they read."""
+    """`count` of the window's rows from `first` on, as a window, and the padded input that they read."""
     axis, _ = _longest_axis(w)
     starts = [first if i == axis else 0 for i in range(w.rank)]
     return _window_part(padded, w, starts, (*w.window_shape[:axis], count, *w.window_shape[axis + 1 :]))
@@ -180,7 +180,7 @@ def _window_rows(padded: jax.Array, w: Window, first: jax.Array | int, count: in
 def _window_part(
     padded: jax.Array, w: Window, first: Sequence[jax.Array | int], counts: Ints
 ) -> tuple[Window, jax.Array]:
-    """So many of the window's taps along each axis from the first on, as a window, and the padded input they read."""
+    """`counts` of the window's taps along each axis from `first` on, as a window, and the padded input they read."""
     starts = [tap * d for tap, d in zip(first, w.dilation, strict=True)]
     reach = tuple(
         (out - 1) * s + dilated_size(count, d)
@@ -188,20 +188,20 @@ def _window_part(
     )
     rest = padded.shape[w.rank + 1 :]
     sizes = (padded.shape[0], *reach, *rest)
-    cells = lax.dynamic_slice(padded, [0, *starts, *[0] * len(rest)], sizes, allow_negative_indices=False)
-    return w.unpadded(reach, window_shape=counts), cells
+    pixels = lax.dynamic_slice(padded, [0, *starts, *[0] * len(rest)], sizes, allow_negative_indices=False)
+    return w.unpadded(reach, window_shape=counts), pixels
 
 
 def _kernel_sums(x: jax.Array, delta: jax.Array, w: Window, bands: int) -> jax.Array:
-    """(*window, c, o, groups): each tap's sum over images, and over bands of rows, then over all positions."""
+    """(*window, c, o, groups): each tap's sum over images and bands of rows, then over all positions."""
     parts = delta.shape[0] * bands
 
     def by_part(a: jax.Array) -> Sequence[jax.Array]:
         return lax.split(a.reshape(parts, -1, *a.shape[2:]), [1] * parts)
 
     delta, by_tap = jnp.expand_dims(delta, -3), []
-    # The compiler makes a function of what is used several times, and compiles the loops that call it twice: worth it
-    # where they are short.
+    # The compiler makes a function of what is used several times, and compiles the loops that call it twice. That is
+    # worth it for short loops only.
     alone = w.taps > 1 and delta.shape[-1] >= LONG_LOOP and delta.size >= MANY_DELTAS
     deltas = by_part(delta) if alone else []
     for view in tap_views(x, w, 0, trailing=2):

@@ -1,4 +1,8 @@
-"""Many spatial axes brought to two, the rank that compilers have fast convolutions for."""
+"""fold_axis: the first of three spatial axes folded into batch and channels.
+
+Compilers have fast convolutions for two spatial axes. The taps along the first axis become channels, and its outputs
+become images of a larger batch. More than three axes are folded one after the other.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -7,8 +11,8 @@ from .._geometry import ConvGeometry, Window
 from ._windows import Form, first_axis
 
 
-def fold_forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry, form: Form, views: Form) -> jax.Array:
-    """The first axis folded away: the views of its taps side by side, its outputs as images of a larger batch."""
+def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry, form: Form, views: Form) -> jax.Array:
+    """The forward sum by `form`, which has one axis less. `views` concatenates the views of the taps."""
     folded = _folded(x, g.window, views)
     weights = jnp.moveaxis(kernel, 0, -3)
     weights = weights.reshape(*weights.shape[:-3], -1, weights.shape[-1])
@@ -16,8 +20,8 @@ def fold_forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry, form: Form, v
     return z.reshape(x.shape[0], *g.window.output_shape, z.shape[-1])
 
 
-def fold_kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry, form: Form, views: Form) -> jax.Array:
-    """The kernel's gradient of the folded convolution, unfolded."""
+def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry, form: Form, views: Form) -> jax.Array:
+    """The kernel's gradient of the folded convolution by `form`, unfolded."""
     images = delta.reshape(-1, *delta.shape[2:])
     w = g.window
     dkernel = form(_folded(x, w, views), images, g._replace(window=_without_first(w)))

@@ -1,16 +1,16 @@
-"""Winograd's minimal filtering, F(2, 3) along each axis: windows of three at stride 1 with 4 products for 6.
+"""winograd: Winograd's minimal filtering, F(2, 3) along each axis. Windows of 3 at stride 1, with 4 products for 6.
 
 Along one axis two neighbouring outputs of a window of three weights share four inputs d, and
 
     y0 = m0 + (m1 + m2)      m0 = (d2 + d1) (w0 + w1 + w2) / 2      m2 = (d0 - d2) w0
     y1 = m0 - (m1 + m3)      m1 = (d2 - d1) (w0 - w1 + w2) / 2      m3 = (d1 - d3) w2
 
-What stands below each other is one expression over both, with a sign: half as many for the compiler. Where signs come
-first in it, the compiler orders its arguments alike for every use, and compiles equal steps once.
-Along two axes: tiles of 2x2 outputs from 4x4 inputs, 16 products for 36. The sum over the channels turns each of them
-into a matrix product over all tiles. The factors are halves and signs, so that errors stay within a small factor of the
-direct sum's, and small whole numbers stay exact; larger tiles save more products and lose both. The kernel's gradient
-takes the same steps backward.
+The two lines are one expression over both, with a sign: half as many for the compiler. Where the sign comes first, the
+compiler orders the arguments alike for every use, and compiles equal steps once.
+Along two axes: tiles of 2x2 outputs from 4x4 inputs, 16 products for 36. With the sum over the channels each product is
+a GEMM over all tiles. The factors are halves and signs. So errors stay within a small factor of the direct sum's, and
+small integers stay exact. Larger tiles save more products and lose both. The kernel's gradient takes the transposed
+steps.
 Source: Lavin and Gray, "Fast algorithms for convolutional neural networks", 2015.
 """
 
@@ -23,24 +23,24 @@ import numpy as np
 from jax import lax
 
 from .._geometry import ConvGeometry
-from ._blocks import CELLS, Blocks, cut, map_blocks, sum_blocks
-from ._memory import after, written
-from ._product import over_positions
+from ._gemm import over_positions
+from ._memory import after, materialize
+from ._tiles import TILE_ELEMENTS, Tiles, map_tiles, sum_tiles, tile
 from ._windows import pad_to
 
 WEIGHTS = np.array([[0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [1, 0, 0], [0, 0, 1]])
-# Along an axis, a tile's cells: outputs, and inputs with those that it shares with the next tile.
+# Along an axis, a tile's pixels: outputs, and inputs with those that it shares with the next tile.
 OUTPUTS, INPUTS = 2, 4
 
 
 def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry, back: bool = False) -> jax.Array:
-    """Tiles of the input times the transformed weights, put together to outputs.
+    """Transformed tiles of the input times transformed weights, transformed to outputs.
 
-    Taken back, of delta, the sum is over the kernel's features, and the window is rotated: the weights of m2 and m3
-    change places, and nothing else. So the tiles do that instead, and both sums transform the kernel once.
+    With `back`, the input's gradient: the sum is over the kernel's features, and the kernel is rotated, which swaps the
+    weights of m2 and m3 and changes nothing else. The tiles are swapped instead, so that both sums share the weights.
     """
     *_, channels, features = kernel.shape
-    # Weights that depend on the kernel alone would be transformed for all layers at once, and kept.
+    # Weights that depend on the kernel alone would be transformed for all layers at once, and kept in memory.
     taps = after(kernel, x).reshape(-1, channels * features)
     weights = jnp.matmul(_weights(g.window.rank, kernel.dtype), taps).reshape(-1, channels, features)
 
@@ -49,37 +49,37 @@ def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry, back: bool = False
         tiles = _tiles_of_input(x, counts, back)
         products = jnp.einsum("pto,pco->ptc" if back else "ptc,pco->pto", tiles, weights)
         z = _from_products(products, x.shape[0], counts, back)
-        # What follows would otherwise be computed from the products, which are four times as large and would be kept.
-        return written(z[(slice(None), *(slice(out) for out in g.window.output_shape))])
+        # Otherwise the consumer would be computed from the products, which are four times as large and would be kept.
+        return materialize(z[(slice(None), *(slice(out) for out in g.window.output_shape))])
 
-    return map_blocks(outputs, x, g, blocks(g, x.shape[0], channels, features))
+    return map_tiles(outputs, x, g, cache_tiles(g, x.shape[0], channels, features))
 
 
 def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
-    """Tiles of the input times tiles of delta, over all tiles: the gradient of the transformed weights, taken back."""
+    """Transformed tiles of the input times those of delta, summed over the tiles: then the weights' transpose."""
     channels, features = x.shape[-1], delta.shape[-1]
 
     def products(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
         counts = tile_counts(g)
         return over_positions(_tiles_of_input(x, counts), _tiles_of_delta(delta, counts), g.precision)
 
-    sums = sum_blocks(products, x, delta, g, blocks(g, x.shape[0], channels, features, kernel_grad=True))
+    sums = sum_tiles(products, x, delta, g, cache_tiles(g, x.shape[0], channels, features, kernel_grad=True))
     taps = jnp.matmul(_weights(g.window.rank, x.dtype).T, sums.reshape(-1, channels * features))
     return taps.reshape(*g.window.window_shape, channels, features)
 
 
-def blocks(g: ConvGeometry, batch: int, channels: int, features: int, kernel_grad: bool = False) -> Blocks:
-    """Blocks that leave the cache to large weights; of a kernel's gradient, fewer the larger what they add up to is."""
+def cache_tiles(g: ConvGeometry, batch: int, channels: int, features: int, kernel_grad: bool = False) -> Tiles:
+    """Cache tiles. They leave room for large weights; a kernel's gradient has fewer, the larger its sum is."""
     rank = g.window.rank
     per_output = (INPUTS // OUTPUTS) ** rank * (channels + features if kernel_grad else max(channels, features))
     image, weights = per_output * math.prod(g.window.output_shape), INPUTS**rank * channels * features
-    if kernel_grad and 4 * weights >= CELLS:
-        times = 2 if weights < 2 * CELLS else 4
-    elif image > CELLS:
-        times = 2 if image <= 2 * CELLS else 1
+    if kernel_grad and 4 * weights >= TILE_ELEMENTS:
+        times = 2 if weights < 2 * TILE_ELEMENTS else 4
+    elif image > TILE_ELEMENTS:
+        times = 2 if image <= 2 * TILE_ELEMENTS else 1
     else:
-        times = 1 if kernel_grad or weights >= CELLS else 2
-    return cut(g, batch, per_output, OUTPUTS, times=times)
+        times = 1 if kernel_grad or weights >= TILE_ELEMENTS else 2
+    return tile(g, batch, per_output, OUTPUTS, times=times)
 
 
 def tile_counts(g: ConvGeometry) -> list[int]:
@@ -88,12 +88,12 @@ def tile_counts(g: ConvGeometry) -> list[int]:
 
 
 def _weights(rank: int, dtype: jnp.dtype) -> jax.Array:
-    """(4 ** rank, 3 ** rank): what the weights are transformed with."""
+    """(4 ** rank, 3 ** rank): the transform of the weights."""
     return jnp.asarray(reduce(np.kron, [WEIGHTS] * rank), dtype)
 
 
 def _tiles_of_input(x: jax.Array, counts: list[int], back: bool = False) -> jax.Array:
-    """(products, tiles, C): what the products take of a block of the padded input."""
+    """(products, tiles, C): the transformed tiles of the padded input."""
     n, *_, channels = x.shape
     read = [(count + 1) * OUTPUTS for count in counts]
     x = pad_to(x, read)
@@ -103,7 +103,7 @@ def _tiles_of_input(x: jax.Array, counts: list[int], back: bool = False) -> jax.
 
 
 def _tiles_of_delta(delta: jax.Array, counts: list[int]) -> jax.Array:
-    """(products, tiles, O): the gradient of the products, each with what it added to its tile's outputs."""
+    """(products, tiles, O): the transformed tiles of delta, the gradient of the products."""
     n, *_, features = delta.shape
     delta = pad_to(delta, [count * OUTPUTS for count in counts])
     for axis in reversed(range(len(counts))):
@@ -120,7 +120,7 @@ def _from_products(products: jax.Array, n: int, counts: list[int], back: bool) -
 
 
 def _inputs(x: jax.Array, back: bool) -> jax.Array:
-    """(4, A, tiles, B) from (A, 2 (tiles + 1), B): what the products take along the middle axis."""
+    """(4, A, tiles, B) from (A, 2 (tiles + 1), B): the transform of the input along the middle axis."""
     pairs = lax.reshape(x, (x.shape[0], x.shape[1] // OUTPUTS, OUTPUTS, x.shape[2]))
     first, second = lax.slice_in_dim(pairs, 0, -1, axis=1), lax.slice_in_dim(pairs, 1, None, axis=1)
     d1, d2 = (lax.expand_dims(lax.index_in_dim(a, i, 2, keepdims=False), (0,)) for a, i in ((first, 1), (second, 0)))
@@ -136,7 +136,7 @@ def _outputs(m: jax.Array, back: bool) -> jax.Array:
 
 
 def _ends(pair: jax.Array, back: bool) -> jax.Array:
-    """What belongs to m2 and m3, in the places of their weights."""
+    """m2 and m3 in the order of their weights."""
     return lax.rev(pair, (0,)) if back else pair
 
 

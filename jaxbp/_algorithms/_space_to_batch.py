@@ -1,8 +1,8 @@
-"""Windows whose taps lie d cells apart, as ordinary windows on every d-th cell.
+"""space_to_batch: the phases of a dilated convolution as images of a larger batch. Its taps are then neighbours.
 
-An output at place d i + p reads cells d (i + t) + p only: those of the same phase p. With the d phases of an axis as
-images of a larger batch, the taps of a window are neighbours again, and what is fast for such windows serves here too.
-Source: the space-to-batch of Chen et al., "DeepLab", 2016.
+With dilation d, the output at d i + p reads pixels d (i + t) + p only, those of the same phase p. So each phase is a
+convolution without dilation, and the algorithms for those apply.
+Source: Chen et al., "DeepLab", 2016, which calls it space-to-batch.
 """
 
 import jax
@@ -12,8 +12,8 @@ from ._windows import Form, pad_axes, pad_to
 
 
 def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry, correlate: Form) -> jax.Array:
-    """Evaluate the sum over the phases with `correlate`, and put its outputs back in place."""
-    w, inner = g.window, phases(g)
+    """Evaluate the phases with `correlate`, and interleave their outputs."""
+    w, inner = g.window, phase_geometry(g)
     z = correlate(_padded_phases(x, w, inner.window), kernel, inner)
     z = z.reshape(*w.dilation, x.shape[0], *inner.window.output_shape, z.shape[-1])
     places = [axis for i in range(w.rank) for axis in (w.rank + 1 + i, i)]
@@ -23,14 +23,14 @@ def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry, correlate: Form) -
 
 
 def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry, form: Form) -> jax.Array:
-    """The kernel's gradient is the same sum over all phases."""
-    w, inner = g.window, phases(g)
+    """The kernel's gradient: the sum over all phases, which `form` takes as images."""
+    w, inner = g.window, phase_geometry(g)
     delta = pad_to(delta, _times(inner.window.output_shape, w.dilation))
-    return form(_padded_phases(x, w, inner.window), _apart(delta, w.dilation), inner)
+    return form(_padded_phases(x, w, inner.window), _split_phases(delta, w.dilation), inner)
 
 
-def phases(g: ConvGeometry) -> ConvGeometry:
-    """The geometry of the sum over one phase, padding included in its input."""
+def phase_geometry(g: ConvGeometry) -> ConvGeometry:
+    """The geometry of one phase, whose input includes the padding."""
     w = g.window
     outputs = tuple(-(-out // d) for out, d in zip(w.output_shape, w.dilation, strict=True))
     inputs = tuple(out + k - 1 for out, k in zip(outputs, w.window_shape, strict=True))
@@ -38,14 +38,14 @@ def phases(g: ConvGeometry) -> ConvGeometry:
 
 
 def _padded_phases(x: jax.Array, w: Window, inner: Window) -> jax.Array:
-    """(phases * N, *inputs, C): the padded input, as many cells as its last window reads in any phase."""
+    """(phases * N, *inputs, C): the phases of the padded input, as far as the last window of any phase reads."""
     read = _times(inner.input_shape, w.dilation)
     pads = [(low, size - low - old) for (low, _), size, old in zip(read_padding(w), read, w.input_shape, strict=True)]
-    return _apart(pad_axes(x, range(1, w.rank + 1), pads, 0), w.dilation)
+    return _split_phases(pad_axes(x, range(1, w.rank + 1), pads, 0), w.dilation)
 
 
-def _apart(a: jax.Array, dilation: Ints) -> jax.Array:
-    """(phases * N, *sizes / d, C) from (N, *sizes, C)."""
+def _split_phases(a: jax.Array, dilation: Ints) -> jax.Array:
+    """(phases * N, *sizes / d, C) from (N, *sizes, C): space-to-batch."""
     n, *sizes, channels = a.shape
     rank = len(sizes)
     inner = [size // d for size, d in zip(sizes, dilation, strict=True)]
@@ -55,5 +55,5 @@ def _apart(a: jax.Array, dilation: Ints) -> jax.Array:
 
 
 def _times(sizes: Ints, dilation: Ints) -> Ints:
-    """The cells of all phases along each axis."""
+    """Pixels of all phases along each axis."""
     return tuple(size * d for size, d in zip(sizes, dilation, strict=True))

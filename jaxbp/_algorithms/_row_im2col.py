@@ -1,0 +1,61 @@
+"""row_im2col: the taps' views of one row of the window concatenated, reused for every row. A GEMM for each row.
+
+The next row of taps reads the same views, some rows further down. So views are gathered for one row of taps only.
+Source: Cho and Brand, "MEC: memory-efficient convolution for deep neural network", 2017.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from .._geometry import ConvGeometry, dilated_size
+from ._gemm import over_positions
+from ._memory import after
+from ._tiles import largest_divisor, map_concat, sum_tiles, tile
+from ._windows import as_matrix, concat_views, first_axis, tap_views
+
+# Rows of taps that are unrolled. More of them run in a loop.
+ROWS_AT_ONCE = 4
+# A narrow GEMM adds its positions up in order, with three times the rounding error of XLA:CPU's own convolution.
+# In this many parts its sum is more exact.
+SHORT_SUMS = 2
+
+
+def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry, most_sums: int = 1) -> jax.Array:
+    """The views of one row of taps times delta, summed over the positions, for each row; tile by tile.
+
+    The sum over the positions of a tile is taken in up to `most_sums` equal parts, which are more exact.
+    """
+    channels, features = x.shape[-1], delta.shape[-1]
+
+    def products(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
+        w = g.window
+        row = w._replace(
+            window_shape=(1, *w.window_shape[1:]),
+            strides=(1, *w.strides[1:]),
+            output_shape=(x.shape[1], *w.output_shape[1:]),
+        )
+        views, delta = concat_views(x, row), as_matrix(delta)
+        parts = largest_divisor(delta.shape[0], most_sums)
+
+        def product(rows: jax.Array) -> jax.Array:
+            return over_positions(as_matrix(rows), delta, g.precision, parts)
+
+        if w.window_shape[0] <= ROWS_AT_ONCE:
+            sums: list[jax.Array] = []
+            for rows in tap_views(views, first_axis(w, views), 0):
+                # One copy of the views at a time.
+                sums.append(product(after(rows, sums[-1]) if sums else rows))
+            return jnp.stack(sums)
+        reach = dilated_size(w.output_shape[0], w.strides[0])
+
+        def row_product(i: jax.Array | int) -> jax.Array:
+            rows = lax.dynamic_slice_in_dim(views, i * w.dilation[0], reach, 1, allow_negative_indices=False)
+            return product(lax.slice_in_dim(rows, 0, reach, w.strides[0], 1))[None]
+
+        return map_concat(row_product, w.window_shape[0], x, 0)
+
+    tiles = tile(g, x.shape[0], math.prod(g.window.window_shape[1:]) * channels)
+    return sum_tiles(products, x, delta, g, tiles).reshape(*g.window.window_shape, channels, features)

@@ -1,0 +1,165 @@
+"""Cache tiles: sums evaluated for some images, or a band of one image's rows, at a time.
+
+Large temporaries are slow on a CPU: they do not stay in the cache, and their pages are mapped anew on every call. An
+algorithm is called with one tile of the padded input (and of delta), and with the geometry of that tile, which has no
+padding. A chunk is one of several equal parts of an axis.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from .._geometry import ConvGeometry, dilated_size, read_padding
+from ._windows import pad_axes
+
+# Elements of a tile's largest temporary: 4 MiB of float32.
+TILE_ELEMENTS = 1 << 20
+# A temporary of more elements than this is worth a loop.
+MOST_MATERIALIZED = 7 << 20
+
+
+class Tiles(NamedTuple):
+    """`count` tiles, each of `images` images and `rows` output rows; an image has `bands` such bands of rows."""
+
+    count: int
+    images: int
+    bands: int
+    rows: int
+    geometry: ConvGeometry
+
+
+def tile(g: ConvGeometry, batch: int, elements: int, multiple: int = 1, times: int = 1) -> Tiles:
+    """Tiles of a multiple of so many rows: temporaries, `elements` per output, have at most `times * TILE_ELEMENTS`."""
+    w = g.window
+    height, *rest = w.output_shape
+    per_row = elements * math.prod(rest)
+    limit = times * TILE_ELEMENTS
+    most = max(1, limit // (per_row * multiple)) * multiple
+    bands = -(-height // most)
+    rows = -(-height // (bands * multiple)) * multiple
+    images = largest_divisor(batch, limit // (height * per_row))
+    reach = tuple(
+        (out - 1) * s + dilated_size(k, d)
+        for out, s, k, d in zip((rows, *rest), w.strides, w.window_shape, w.dilation, strict=True)
+    )
+    window = w.unpadded(reach, output_shape=(rows, *rest))
+    return Tiles(batch // images * bands, images, bands, rows, g._replace(window=window))
+
+
+def largest_divisor(size: int, most: int) -> int:
+    """The largest number up to `most`, but at least 1, that divides size."""
+    return max(n for n in range(1, max(1, min(size, most)) + 1) if size % n == 0)
+
+
+def images_at_once(batch: int, elements: int, times: int = 1) -> int:
+    """How many images at a time, with temporaries of `elements` each: a divisor of the batch."""
+    return largest_divisor(batch, times * TILE_ELEMENTS // elements)
+
+
+def chunk(a: jax.Array, i: jax.Array | int, count: int, axis: int = -1) -> jax.Array:
+    """The i-th of `count` equal parts of an axis."""
+    size = a.shape[axis] // count
+    return lax.dynamic_slice_in_dim(a, i * size, size, axis, allow_negative_indices=False)
+
+
+def map_images(form: Callable[[jax.Array], jax.Array], x: jax.Array, elements: int, times: int = 1) -> jax.Array:
+    """`form` of some images at a time: their temporaries, of `elements` each, have at most `times * TILE_ELEMENTS`."""
+    return some_images(form, [x], images_at_once(x.shape[0], elements, times))
+
+
+def some_images(form: Callable[..., Any], arrays: Sequence[jax.Array], images: int) -> Any:
+    """`form` of so many images of all arrays at a time."""
+    count = arrays[0].shape[0] // images
+    if count == 1:
+        return form(*arrays)
+    # Sliced inside the loop. Mapping over a leading axis would copy the whole input into another layout.
+    return map_concat(lambda i: form(*(chunk(a, i, count, axis=0) for a in arrays)), count, arrays[0], axis=0)
+
+
+def map_concat(form: Callable[[jax.Array | int], Any], count: int, like: jax.Array, axis: int) -> Any:
+    """`form(i)` for `count` values of i, one after the other, concatenated along an axis."""
+    # Any value will do, as all elements are overwritten. Zeros would be one array for all layers, kept and copied.
+    number = lax.slice(like, (0,) * like.ndim, (1,) * like.ndim).reshape(())
+
+    def whole(part: jax.ShapeDtypeStruct) -> jax.Array:
+        shape = (*part.shape[:axis], count * part.shape[axis], *part.shape[axis + 1 :])
+        return jnp.broadcast_to(number.astype(part.dtype), shape)
+
+    def put(i: jax.Array, wholes: Any) -> Any:
+        def put_one(whole: jax.Array, part: jax.Array) -> jax.Array:
+            at = i * part.shape[axis]
+            return lax.dynamic_update_slice_in_dim(whole, part, at, axis, allow_negative_indices=False)
+
+        return jax.tree.map(put_one, wholes, form(i))
+
+    return lax.fori_loop(0, count, put, jax.tree.map(whole, jax.eval_shape(lambda: form(0))))
+
+
+def map_tiles(form: Callable[..., jax.Array], x: jax.Array, g: ConvGeometry, tiles: Tiles) -> jax.Array:
+    """The forward sum: `form(x, geometry)` of every tile, concatenated."""
+    x_tile = _input_tiles(x, g, tiles)
+    if tiles.count == 1:
+        z = form(x_tile(0), tiles.geometry)
+    else:
+        z = map_concat(lambda i: form(x_tile(i), tiles.geometry), tiles.count, x, 0)
+    z = z.reshape(x.shape[0], tiles.bands * tiles.rows, *g.window.output_shape[1:], z.shape[-1])
+    return z[:, : g.window.output_shape[0]]
+
+
+def sum_tiles(
+    form: Callable[..., jax.Array], x: jax.Array, delta: jax.Array, g: ConvGeometry, tiles: Tiles
+) -> jax.Array:
+    """The kernel's gradient: the sum of `form(x, delta, geometry)` over all tiles."""
+    delta = pad_axes(delta, [1], [(0, tiles.bands * tiles.rows - delta.shape[1])], 0)
+    x_tile = _input_tiles(x, g, tiles)
+
+    def delta_tile(i: jax.Array | int) -> jax.Array:
+        return _band(_images(delta, i, tiles), i, tiles, tiles.rows, tiles.rows)
+
+    return _sum(lambda i: form(x_tile(i), delta_tile(i), tiles.geometry), tiles.count, x)
+
+
+def sum_images(
+    form: Callable[[jax.Array, jax.Array], jax.Array], x: jax.Array, delta: jax.Array, elements: int, times: int = 1
+) -> jax.Array:
+    """The sum of `form(x, delta)` over some images at a time: see `map_images`."""
+    count = x.shape[0] // images_at_once(x.shape[0], elements, times)
+    return _sum(lambda i: form(*(chunk(a, i, count, axis=0) for a in (x, delta))), count, x)
+
+
+def _sum(form: Callable[[jax.Array | int], jax.Array], count: int, like: jax.Array) -> jax.Array:
+    """The sum of `form(i)` for `count` values of i, one after the other."""
+    if count == 1:
+        return form(0)
+    none = jnp.zeros_like(like, shape=jax.eval_shape(lambda: form(0)).shape)
+    return lax.fori_loop(0, count, lambda i, total: total + form(i), none)
+
+
+def _input_tiles(x: jax.Array, g: ConvGeometry, tiles: Tiles) -> Callable[..., jax.Array]:
+    """The i-th tile of the padded input. Neighbouring bands overlap in the rows that both read."""
+    w = g.window
+    (low, _), *rest = read_padding(w)
+    read = (tiles.bands * tiles.rows - 1) * w.strides[0] + dilated_size(w.window_shape[0], w.dilation[0])
+    pads = [(low, read - low - x.shape[1]), *rest]
+    step, rows = tiles.rows * w.strides[0], tiles.geometry.window.input_shape[0]
+    # Each tile is padded by itself, in the cache. Padded once for all, the whole input would be copied.
+    return lambda i: _band(pad_axes(_images(x, i, tiles), range(1, w.rank + 1), pads, 0), i, tiles, step, rows)
+
+
+def _images(a: jax.Array, i: jax.Array | int, tiles: Tiles) -> jax.Array:
+    """The images of the i-th tile."""
+    if tiles.images == a.shape[0]:
+        return a
+    first = i * tiles.images if tiles.bands == 1 else lax.div(i, tiles.bands) * tiles.images
+    return lax.dynamic_slice_in_dim(a, first, tiles.images, allow_negative_indices=False)
+
+
+def _band(images: jax.Array, i: jax.Array | int, tiles: Tiles, step: int, rows: int) -> jax.Array:
+    """The i-th tile's band of its images: `rows` rows, `step` rows after the previous band."""
+    if tiles.bands == 1:
+        return images
+    return lax.dynamic_slice_in_dim(images, lax.rem(i, tiles.bands) * step, rows, 1, allow_negative_indices=False)
