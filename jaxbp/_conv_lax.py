@@ -250,13 +250,13 @@ def _conv_in_layout_bwd(static: tuple[ConvGeometry, Layout], asked: Asked, kept:
 conv_in_layout_p = op_primitive("conv_in_layout", _conv_in_layout, _conv_in_layout_fwd, _conv_in_layout_bwd)
 
 
-def _channels_last(a: jax.Array, spec: tuple[int, ...]) -> jax.Array:
+def _channels_last(a: jax.Array, spec: Sequence[int]) -> jax.Array:
     """(N, *spatial, C) of an array whose axes for N, C and the spatial ones `spec` names."""
     batch, channels, *spatial = spec
     return a.transpose(batch, *spatial, channels)
 
 
-def _as_in_lax(a: jax.Array, spec: tuple[int, ...]) -> jax.Array:
+def _as_in_lax(a: jax.Array, spec: Sequence[int]) -> jax.Array:
     """Undo `_channels_last`."""
     batch, channels, *spatial = spec
     return a.transpose(*np.argsort((batch, *spatial, channels)))

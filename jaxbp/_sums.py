@@ -116,13 +116,13 @@ def _derivative(primals: Sequence[Any], tangents: Sequence[Any], *, of: Sum) -> 
     terms = [] if type(da) is ad.Zero else [conv_sum_p.bind(da, b, of=of)]
     terms += [] if type(db) is ad.Zero else [conv_sum_p.bind(a, db, of=of)]
     y = conv_sum_p.bind(*primals, of=of)
-    return y, functools.reduce(ad.add_jaxvals, terms) if terms else ad.Zero.from_primal_value(y)
+    return y, functools.reduce(ad.add_jaxvals, terms) if terms else ad.Zero(jax.typeof(y).to_tangent_aval())
 
 
 def _transpose(cotangent: Any, *operands: Any, of: Sum) -> list[Any]:
     """The gradient of the operand that is not known: another of the three sums."""
     names = OPERANDS[of.out]
-    gradients = [ad.Zero(o.aval) if ad.is_undefined_primal(o) else None for o in operands]
+    gradients: list[Any] = [ad.Zero(o.aval) if ad.is_undefined_primal(o) else None for o in operands]
     unknown = next(i for i, operand in enumerate(operands) if ad.is_undefined_primal(operand))
     if type(cotangent) is ad.Zero or unknown == 2:
         return gradients

@@ -369,3 +369,17 @@ def test_pullbacks_are_linear_and_can_be_transposed(name):
         return op.call(jaxbp.automatic, *(given.get(i, a) for i, a in enumerate(arrays)))
 
     chex.assert_trees_all_close(ours, jax.jvp(plain, some, tangents)[1], rtol=1e-4, atol=1e-4)
+
+
+def test_what_is_computed_first_has_no_part_in_the_sum():
+    """Of a linear loss: the input's gradient waits for the kernel's, which depends on x, and does not itself."""
+    x, w = normal(0, (2, 5, 5, 3)), normal(1, (3, 3, 3, 4))
+
+    def mixed(ops):
+        def squares(x):
+            return sum(jnp.sum(g * g) for g in jax.grad(lambda x, w: ops.conv(x, w).sum(), (0, 1))(x, w)[:1])
+
+        return jax.grad(squares)(x), jax.jvp(squares, (x,), (x,))[1]
+
+    chex.assert_trees_all_equal(mixed(jaxbp), (jnp.zeros_like(x), jnp.float32(0)))
+    chex.assert_trees_all_close(mixed(jaxbp), mixed(jaxbp.automatic), atol=1e-3)
