@@ -48,7 +48,8 @@ def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
 def input_grad(delta: jax.Array, kernel: jax.Array, g: ConvGeometry, first: jax.Array | None = None) -> jax.Array:
     """(N, *spatial, C) from delta of (N, *output, O), in the kernel's dtype; computed once `first` is known."""
     # Sums of single pixels or within groups have no temporaries worth an order.
-    waits = first is not None and g.window.taps > 1 and g.feature_group_count == 1
+    gathers = g.feature_group_count == 1 and is_static(g.window.window_shape) and g.window.taps > 1
+    waits = first is not None and gathers
     return conv_sum_p.bind(delta, kernel, *((first,) if waits else ()), of=Sum("x", g))
 
 
