@@ -161,7 +161,11 @@ def _general(
     batch_groups = _checked_batch_groups(op, batch, features, feature_group_count, batch_group_count)
     lhs = whole_along(lhs, dn.lhs_spec[2:], dn.lhs_spec[1])
     layout = Layout(dn, batch_groups)
-    x, kernel = jax.eval_shape(layout.input, lhs), jax.eval_shape(layout.kernel, rhs)
+    # Of shapes alone: a sharding in the types may not allow the reshape, which the compiler makes later.
+    x, kernel = (
+        jax.eval_shape(move, jax.ShapeDtypeStruct(a.shape, a.dtype))
+        for move, a in ((layout.input, lhs), (layout.kernel, rhs))
+    )
     groups = feature_group_count if batch_groups == 1 else batch_groups
     rank = lhs.ndim - 2
     strides = _per_axis(op, "window_strides", window_strides, rank)
