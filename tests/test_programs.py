@@ -383,3 +383,37 @@ def test_what_is_computed_first_has_no_part_in_the_sum():
 
     chex.assert_trees_all_equal(mixed(jaxbp), (jnp.zeros_like(x), jnp.float32(0)))
     chex.assert_trees_all_close(mixed(jaxbp), mixed(jaxbp.automatic), atol=1e-3)
+
+
+# ------------------------------------------------------------------------------- long windows
+
+
+@given(
+    st.sampled_from([(1, 1), (2, 2), (1, 3)]),
+    st.sampled_from([65, 256, 1024, 2048]),
+    st.sampled_from([1, 2, "quarter", "whole"]),
+    st.sampled_from([1, 2]),
+    st.sampled_from([1, 2]),
+    st.sampled_from([(1, 64), (64, 1), (16, 16)]),
+)
+def test_programs_do_not_grow_with_the_window(rank_and_width, taps, strides, dilation, input_dilation, channels):
+    """Along one axis or two; lax's programs have about 40 lines."""
+    rank, width = rank_and_width
+    steps = {"quarter": taps // 4, "whole": taps}.get(strides, strides)
+    window, ones = (taps, *(width,) * (rank - 1)), (1,) * (rank - 1)
+    sizes = ((taps - 1) * dilation + 1 + 20 * min(steps, 512), *(8,) * (rank - 1))
+    words = dict(
+        strides=(steps, *ones),
+        kernel_dilation=(dilation, *ones),
+        input_dilation=(input_dilation, *ones),
+        padding=0,
+    )
+    x, kernel = (jax.ShapeDtypeStruct(s, jnp.float32) for s in ((2, *sizes, channels[0]), (*window, *channels)))
+    z = jax.eval_shape(lambda x, k: jaxbp.conv(x, k, **words), x, kernel)
+    maps = {
+        "forward": (lambda x, k: jaxbp.conv(x, k, **words), x, kernel),
+        "input": (lambda z, k: jaxbp.conv_input_grad(z, k, x.shape, **words), z, kernel),
+        "kernel": (lambda x, z: jaxbp.conv_kernel_grad(x, z, kernel.shape, **words), x, z),
+    }
+    for name, (function, *arrays) in maps.items():
+        assert len(jax.jit(function).lower(*arrays).as_text().splitlines()) < 600, name
