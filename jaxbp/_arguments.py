@@ -141,7 +141,6 @@ def wider(a: Any, b: Any) -> Any:
 
 def _has_64_bits(value: Any) -> bool:
     """Whether a value is an array of JAX's (NumPy's become arrays of 32 bits) whose numbers have 64 bits."""
-    value = getattr(value, "value", value)  # what a rule with symbolic zeros is given
     return isinstance(value, jax.Array) and value.dtype in DTYPES_OF_64_BITS
 
 

@@ -43,8 +43,7 @@ def op_primitive(
         where = [i for i, one in enumerate(asked) if one]
 
         def all_of(some: Sequence[jax.Array]) -> list[jax.Array]:
-            given = dict(zip(where, some, strict=True))
-            return [given.get(i, a) for i, a in enumerate(arrays)]
+            return _replaced(arrays, where, some)
 
         def gradients(kept: Any, delta: jax.Array) -> tuple[jax.Array, ...]:
             of_all = backward(static, asked, kept, delta)
@@ -55,7 +54,7 @@ def op_primitive(
         return call(*(arrays[i] for i in where))
 
     def evaluate(*arrays: jax.Array, static: Any, batch: Any, levels: Levels) -> jax.Array:
-        return _mapped(functools.partial(op, static), levels)(*arrays)
+        return mapped_over(functools.partial(op, static), levels)(*arrays)
 
     @functools.lru_cache(maxsize=4096)
     def compiled(**parameters: Any) -> Callable[..., jax.Array]:
@@ -66,9 +65,8 @@ def op_primitive(
         where = [i for i, one in enumerate(asked) if one]
 
         def function(*some: jax.Array) -> jax.Array:
-            given = dict(zip(where, some, strict=True))
-            arrays = (given.get(i, a) for i, a in enumerate(primals))
-            return _mapped(functools.partial(with_rule, static, asked), levels)(*arrays)
+            call = mapped_over(functools.partial(with_rule, static, asked), levels)
+            return call(*_replaced(primals, where, some))
 
         return jax.jvp(function, tuple(primals[i] for i in where), tuple(tangents[i] for i in where))
 
@@ -91,11 +89,17 @@ def op_primitive(
     return primitive
 
 
-def _mapped(function: Callable[..., jax.Array], levels: Levels) -> Callable[..., jax.Array]:
+def mapped_over(function: Callable[..., jax.Array], levels: Levels) -> Callable[..., jax.Array]:
     """The function under one `vmap` for each level."""
     for level in reversed(levels):
         function = jax.vmap(function, tuple(0 if mapped else None for mapped in level))
     return function
+
+
+def _replaced(arrays: Sequence[Any], where: Sequence[int], some: Sequence[Any]) -> list[Any]:
+    """The arrays, with others at some places."""
+    given = dict(zip(where, some, strict=True))
+    return [given.get(i, a) for i, a in enumerate(arrays)]
 
 
 def _join(a: jax.Array, axis: int) -> tuple[jax.Array, tuple[int, ...]]:

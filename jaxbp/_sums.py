@@ -25,9 +25,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from . import _plan as plan
 from ._arguments import keeping_64_bits
+from ._batching import Levels, mapped_over
 from ._geometry import ConvGeometry, is_static
 
-Levels = tuple[tuple[bool, bool], ...]
 OPERANDS = {"z": ("x", "kernel"), "x": ("z", "kernel"), "kernel": ("x", "z")}
 MAPS = {"z": "conv_forward", "x": "conv_input_grad", "kernel": "conv_kernel_grad"}
 
@@ -72,13 +72,7 @@ def _evaluate(a: jax.Array, b: jax.Array, *first: jax.Array, of: Sum) -> jax.Arr
         )
         a, b = (waits, b) if a_is_smaller else (a, waits)
     of_one = getattr(plan, MAPS[of.out])
-
-    def evaluate(a: jax.Array, b: jax.Array) -> jax.Array:
-        return of_one(a, b, of.geometry)
-
-    for level in reversed(of.levels):
-        evaluate = jax.vmap(evaluate, tuple(0 if mapped else None for mapped in level))
-    return evaluate(a, b)
+    return mapped_over(lambda a, b: of_one(a, b, of.geometry), of.levels)(a, b)
 
 
 @functools.lru_cache(maxsize=4096)
