@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from .._geometry import ConvGeometry, dilated_size, read_padding
+from ._memory import after
 from ._windows import pad_axes
 
 # Elements of a tile's largest temporary: 4 MiB of float32.
@@ -135,7 +136,8 @@ def _sum(form: Callable[[jax.Array | int], jax.Array], count: int, like: jax.Arr
     """The sum of `form(i)` for `count` values of i, one after the other."""
     if count == 1:
         return form(0)
-    none = jnp.zeros_like(like, shape=jax.eval_shape(lambda: form(0)).shape)
+    # Zeros that depend on nothing would be allocated for all layers at once, when the program starts.
+    none = after(jnp.zeros_like(like, shape=jax.eval_shape(lambda: form(0)).shape), like)
     return lax.fori_loop(0, count, lambda i, total: total + form(i), none)
 
 

@@ -25,12 +25,14 @@ from jax import lax
 from .._geometry import ConvGeometry
 from ._gemm import over_positions
 from ._memory import after, materialize
-from ._tiles import TILE_ELEMENTS, Tiles, map_tiles, sum_tiles, tile
+from ._tiles import TILE_ELEMENTS, Tiles, largest_divisor, map_tiles, sum_tiles, tile
 from ._windows import pad_to
 
 WEIGHTS = np.array([[0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [1, 0, 0], [0, 0, 1]])
 # Along an axis, a tile's pixels: outputs, and inputs with those that it shares with the next tile.
 OUTPUTS, INPUTS = 2, 4
+# Rows of a GEMM, and elements of its factor, that suffice: more images at a time would only take memory.
+MOST_ROWS, MOST_FACTOR = 1000, 64000
 
 
 def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry, back: bool = False) -> jax.Array:
@@ -79,7 +81,12 @@ def cache_tiles(g: ConvGeometry, batch: int, channels: int, features: int, kerne
         times = 2 if image <= 2 * TILE_ELEMENTS else 1
     else:
         times = 1 if kernel_grad or weights >= TILE_ELEMENTS else 2
-    return tile(g, batch, per_output, OUTPUTS, times=times)
+    tiles = tile(g, batch, per_output, OUTPUTS, times=times)
+    if kernel_grad or tiles.bands > 1:
+        return tiles
+    rows = max(MOST_ROWS, MOST_FACTOR // max(channels, features))
+    images = largest_divisor(tiles.images, max(2, rows // math.prod(tile_counts(g))))
+    return tiles._replace(count=batch // images, images=images)
 
 
 def tile_counts(g: ConvGeometry) -> list[int]:
