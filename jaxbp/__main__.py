@@ -9,7 +9,7 @@ from ._interrupt import watch
 
 COMMANDS = {
     "bench": ("jaxbp._bench", "time the hand-written rules against the automatic ones"),
-    "compare": ("jaxbp._compare_command", "check a hand-written rule: right, exact, fast, small?"),
+    "compare": ("jaxbp._compare._command", "check a hand-written rule: right, exact, fast, small?"),
     "explain": ("jaxbp._explain", "show one small op, forward and backward, in text, page or picture"),
 }
 

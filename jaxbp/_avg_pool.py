@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from . import _plan as plan
+from ._algorithms import _pools as pools
 from ._arguments import as_array, call_map, keeping_64_bits, refuse_complex, require_inexact, sum_dtype
 from ._geometry import Pairs, Window, make_window
 from ._max_pool import max_pool
@@ -43,7 +43,7 @@ def _average(g: Average, x: jax.Array) -> jax.Array:
 
 def _average_op(g: Average, x: jax.Array) -> jax.Array:
     """The forward pass as a plain function."""
-    total = plan.window_sum(x, g.window)
+    total = pools.window_sum(x, g.window)
     return (total if g.divisor == 1 else total / _divisor(g, total)).astype(x.dtype)
 
 
@@ -56,7 +56,7 @@ def _average_bwd(g: Average, _: None, delta: jax.Array) -> tuple[jax.Array]:
     """Upsample delta / divisor evenly."""
     wide = delta.astype(sum_dtype(delta.dtype))
     share = wide / _divisor(g, wide, at_least=1)
-    return (plan.upsample_evenly(share, g.window).astype(delta.dtype),)
+    return (pools.upsample_evenly(share, g.window).astype(delta.dtype),)
 
 
 _average.defvjp(keeping_64_bits(_average_fwd), keeping_64_bits(_average_bwd))
@@ -70,7 +70,7 @@ def _norm(w: Window, p: float, x: jax.Array) -> jax.Array:
 
 def _norm_op(w: Window, p: float, x: jax.Array) -> jax.Array:
     """The forward pass as a plain function, in the dtype of its sums."""
-    total = plan.window_sum(_power(jnp.abs(x.astype(sum_dtype(x.dtype))), p), w)
+    total = pools.window_sum(_power(jnp.abs(x.astype(sum_dtype(x.dtype))), p), w)
     return _power(total, 1 / p)
 
 
@@ -84,7 +84,7 @@ def _norm_bwd(w: Window, p: float, kept: tuple[jax.Array, jax.Array], delta: jax
     """Upsample delta / y^(p-1), and weigh each pixel with its own sign(a) |a|^(p-1)."""
     x, y, wide_delta = (v.astype(sum_dtype(v.dtype)) for v in (*kept, delta))
     share = wide_delta * _power(y, 1 - p)
-    dx = jnp.sign(x) * _power(jnp.abs(x), p - 1) * plan.upsample_evenly(share, w)
+    dx = jnp.sign(x) * _power(jnp.abs(x), p - 1) * pools.upsample_evenly(share, w)
     return (dx.astype(delta.dtype),)
 
 

@@ -16,8 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.custom_batching import custom_vmap
-from jax.extend.core import Primitive, take_current_trace
+from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from ._arguments import keeping_64_bits
@@ -89,11 +88,21 @@ def op_primitive(
     return primitive
 
 
-def mapped_over(function: Callable[..., jax.Array], levels: Levels) -> Callable[..., jax.Array]:
-    """The function under one `vmap` for each level."""
+def mapped_over(
+    function: Callable[..., jax.Array], levels: Levels, one_by_one: bool = False
+) -> Callable[..., jax.Array]:
+    """The function mapped over each level; with `one_by_one` in a loop, where all arguments are mapped."""
     for level in reversed(levels):
-        function = jax.vmap(function, tuple(0 if mapped else None for mapped in level))
+        if one_by_one and all(level):
+            function = functools.partial(_in_a_loop, function)
+        else:
+            function = jax.vmap(function, tuple(0 if mapped else None for mapped in level))
     return function
+
+
+def _in_a_loop(function: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
+    """The function of one example after the other."""
+    return jax.lax.map(lambda some: function(*some), arrays)
 
 
 def _replaced(arrays: Sequence[Any], where: Sequence[int], some: Sequence[Any]) -> list[Any]:
@@ -112,26 +121,3 @@ def _join(a: jax.Array, axis: int) -> tuple[jax.Array, tuple[int, ...]]:
 def _part(a: jax.Array, axis: int, examples: tuple[int, ...]) -> jax.Array:
     """What `_join` joined."""
     return jnp.moveaxis(a.reshape(*a.shape[:axis], *examples, *a.shape[axis + 1 :]), axis, 0)
-
-
-def one_by_one(sum_of: Callable[..., jax.Array], x: jax.Array, delta: jax.Array) -> jax.Array:
-    """`sum_of(x, delta)` below a vmap: of one example after the other, where both have examples.
-
-    Only where the vmap is certain (`is_mapped_here`): what is left of this afterwards has no derivative.
-    """
-    mapped = custom_vmap(sum_of)
-
-    @mapped.def_vmap
-    def loop(axis_size: int, is_mapped: Any, x: jax.Array, delta: jax.Array) -> tuple[jax.Array, bool]:
-        if not all(is_mapped):
-            return jax.vmap(sum_of, tuple(0 if flag else None for flag in is_mapped))(x, delta), True
-        again = functools.partial(one_by_one, sum_of) if is_mapped_here(x) else sum_of
-        return jax.lax.map(lambda pair: again(*pair), (x, delta)), True
-
-    return mapped(x, delta)
-
-
-def is_mapped_here(x: jax.Array) -> bool:
-    """Whether the innermost transformation is a vmap, over x."""
-    with take_current_trace() as trace:
-        return type(trace).__name__ == "BatchTrace" and getattr(x, "_trace", None) is trace

@@ -29,7 +29,8 @@ meet at input `i = s o + d t - p`: the strides put s - 1 zeros between delta's p
 between the weights, the padding is what the full zeros lose. Channels and the batch are summed over wherever
 they do not appear on the left. Groups are convolutions side by side.
 
-`_plan` decides how each of the three sums is evaluated; what is computed is decided here.
+The three sums stand below by definition. `_sums` evaluates them, by an equal algorithm of `_algorithms` where `_plan`
+knows a faster one.
 """
 
 import math
@@ -42,8 +43,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from . import _plan as plan
 from . import _sums as sums
+from ._algorithms import _direct
+from ._algorithms._direct import at_least_one_pixel, slide, swap_channels
+from ._algorithms._windows import of_shape
 from ._arguments import (
     Asked,
     as_array,
@@ -55,7 +58,60 @@ from ._arguments import (
     whole_along,
 )
 from ._batching import op_primitive
-from ._geometry import CONV_WORDS, MOST_PIXELS, ConvGeometry, Window, as_shape, conv_window, dilated_size, per_axis
+from ._geometry import (
+    CONV_WORDS,
+    MOST_PIXELS,
+    ConvGeometry,
+    Window,
+    as_shape,
+    conv_window,
+    dilated_size,
+    full_padding,
+    per_axis,
+)
+
+# -------------------------------------------------------------------------------- the three sums by definition
+
+
+def forward_by_definition(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
+    """z = a * W: the kernel slides over the padded input."""
+    w = g.window
+    z = slide(
+        x, kernel, strides=w.strides, zeros_around=w.padding, zeros_between=w.input_dilation, dilation=w.dilation,
+        feature_group_count=g.feature_group_count, precision=g.precision, dtype=g.preferred_element_type,
+    )  # fmt: skip
+    return of_shape(z, (x.shape[0], *w.output_shape, kernel.shape[-1]))
+
+
+def input_grad_by_definition(delta: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
+    """dJ/da = delta (full) rot180(W): the strides put zeros between delta's pixels, "full" puts zeros around them."""
+    w, groups = g.window, g.feature_group_count
+    rotated = _direct.rot180(swap_channels(kernel, groups), w.rank)
+    dx = slide(
+        delta, rotated, strides=w.input_dilation, zeros_around=full_padding(w), zeros_between=w.strides,
+        dilation=w.dilation, feature_group_count=groups, precision=g.precision,
+    )  # fmt: skip
+    return of_shape(dx, (delta.shape[0], *w.input_shape, kernel.shape[-2] * groups))
+
+
+def kernel_grad_by_definition(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
+    """dJ/dW = a (valid) delta: delta, with zeros between its pixels, slides over the padded input.
+
+    The sum runs over the batch, which takes the channels' place; a transpose says so, as inside of loops XLA:CPU has
+    its fast convolution for the channels-last layout alone.
+    """
+    w = g.window
+    spatial = range(1, w.rank + 1)
+    delta, strides, padding = at_least_one_pixel(delta, w)
+    dkernel = slide(
+        x.transpose(w.rank + 1, *spatial, 0), delta.transpose(*spatial, 0, w.rank + 1), strides=w.dilation,
+        zeros_around=padding, zeros_between=w.input_dilation, dilation=strides,
+        batch_group_count=g.feature_group_count, precision=g.precision,
+    )  # fmt: skip
+    return dkernel.transpose(*spatial, 0, w.rank + 1)
+
+
+_direct.definition.update(z=forward_by_definition, x=input_grad_by_definition, kernel=kernel_grad_by_definition)
 
 # ---------------------------------------------------------------------------------------------- the rule
 
@@ -259,7 +315,7 @@ def rot180(kernel: jax.Array) -> jax.Array:
     Source: Dumoulin and Visin, "A guide to convolution arithmetic for deep learning" (2016), section 4.
     """
     kernel = as_array("rot180", "kernel", kernel)
-    return plan.rot180(kernel, kernel.ndim - 2 if kernel.ndim > 2 else kernel.ndim)
+    return _direct.rot180(kernel, kernel.ndim - 2 if kernel.ndim > 2 else kernel.ndim)
 
 
 @keeping_64_bits

@@ -17,6 +17,7 @@ import operator
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 from jax import lax
 from jax.core import max_dim, min_dim
 from jax.export import is_symbolic_dim
@@ -27,6 +28,7 @@ POOL_WORDS = ("window_shape", "strides", "window_dilation", "input_dilation")
 CONV_WORDS = ("x", "kernel", "feature_group_count", "strides", "kernel_dilation", "input_dilation")
 PADDING_WORDS = ("VALID", "SAME", "SAME_LOWER")
 MOST_PIXELS = 2**31 - 1
+FLOAT = np.dtype(np.float32)
 
 
 class Window(NamedTuple):
@@ -62,6 +64,91 @@ class ConvGeometry(NamedTuple):
     feature_group_count: int = 1
     precision: Any = None
     preferred_element_type: Any = None
+
+
+class Problem(NamedTuple):
+    """One of a convolution's three sums, with all that the choice of its algorithm may depend on: see `problem`."""
+
+    out: str
+    geometry: ConvGeometry
+    batch: int
+    channels: int
+    features: int
+    dtype: Any
+    platform: str
+    members: int
+    # What follows from these: the geometry of what slides, and of its window.
+    g: ConvGeometry
+    window: Window
+    rank: int
+    taps: int
+    groups: int
+    group_channels: int
+    group_features: int
+    pixels: int  # of an image
+    outputs: int  # of an image
+    positions: int  # outputs of the whole batch
+    columns: int  # elements that a window reads of a group
+    strided: bool  # windows step over pixels
+    dilated: bool  # a window's pixels stand apart
+    over_zeros: bool  # there are zeros between the input's pixels
+    dense: bool  # a single group, at least one axis, no zeros between pixels
+    symbolic: bool  # a size is not known while the program is made
+
+    def inside(self, **changes: Any) -> "Problem":
+        """The sum that an algorithm leaves to another one: what changes, and the rest as it is."""
+        given = {name: getattr(self, name) for name in self._fields[:8]}
+        return problem(**{**given, "out": "kernel" if self.out == "kernel" else "z", "geometry": self.g, **changes})
+
+
+def problem(
+    out: str, geometry: ConvGeometry, batch: int, channels: int, features: int,
+    dtype: Any = FLOAT, platform: str = "cpu", members: int = 1,
+) -> Problem:  # fmt: skip
+    """What is to be summed.
+
+    `out` says which sum: "z", where a kernel slides over x; "x", where the rotated kernel slides over delta; "kernel",
+    where x times delta is summed over all positions. `geometry` is the forward pass's. `channels` are those of what the
+    window slides over (x, or for "x" delta), `features` those of the result (or for "kernel" of delta). `members`: how
+    many such sums, of examples or kernels of their own, a vmap asks for.
+    """
+    g, w = geometry, geometry.window
+    if not is_static((batch, channels, features, *w.input_shape, *w.window_shape, *w.output_shape)):
+        facts: dict[str, Any] = dict.fromkeys(Problem._fields[8:], 0) | {"g": g, "window": w, "symbolic": True}
+        return Problem(out, geometry, batch, channels, features, dtype, platform, members, **facts)
+    if out == "x":
+        g = g._replace(window=transposed(as_patches(g.window)), preferred_element_type=None)
+    w, groups = g.window, g.feature_group_count
+    outputs, over_zeros = math.prod(w.output_shape), any(d > 1 for d in w.input_dilation)
+    return Problem(
+        out, geometry, batch, channels, features, dtype, platform, members,
+        g=g,
+        window=w,
+        rank=w.rank,
+        taps=w.taps,
+        groups=groups,
+        group_channels=channels // groups,
+        group_features=features // groups,
+        pixels=math.prod(w.input_shape),
+        outputs=outputs,
+        positions=batch * outputs,
+        columns=w.taps * channels // groups,
+        strided=any(s > 1 for s in w.strides),
+        dilated=any(d > 1 for d in w.dilation),
+        over_zeros=over_zeros,
+        dense=groups == 1 and w.rank > 0 and not over_zeros,
+        symbolic=False,
+    )  # fmt: skip
+
+
+def operand_shapes(p: Problem) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The shapes of a sum's two operands."""
+    w = p.geometry.window
+    if p.out == "kernel":
+        return (p.batch, *w.input_shape, p.channels), (p.batch, *w.output_shape, p.features)
+    if p.out == "x":
+        return (p.batch, *w.output_shape, p.channels), (*w.window_shape, p.group_features, p.channels)
+    return (p.batch, *w.input_shape, p.channels), (*w.window_shape, p.group_channels, p.features)
 
 
 def is_static(sizes: Sequence[Any]) -> bool:
@@ -336,6 +423,20 @@ def transposed(window: Window) -> Window:
         input_dilation=window.strides,
         padding=full_padding(window),
     )
+
+
+def non_overlapping(window: Window) -> bool:
+    """Whether every pixel lies in one window at most, and windows are patches or single pixels."""
+    if any(d > 1 for d in window.input_dilation):
+        return False
+    return window.taps == 1 or (window.window_shape == window.strides and set(window.dilation) <= {1})
+
+
+def as_patches(window: Window) -> Window:
+    """The same windows as patches, where they are: the stride is free along an axis that has one window."""
+    steps = zip(window.window_shape, window.strides, window.output_shape, strict=True)
+    patches = window._replace(strides=tuple(k if out == 1 else s for k, s, out in steps))
+    return patches if non_overlapping(patches) else window
 
 
 def outputs_inside(window: Window) -> tuple[Pairs, ...]:

@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from . import _plan as plan
+from ._algorithms import _pools as pools
 from ._arguments import as_array, call_map, call_rule, keeping_64_bits, refuse_complex
 from ._geometry import Window, canonical_padding, dilated_size, per_axis
 from ._pool import call_pool, pool_window, require_pooled_shape, require_winners, window_sizes
@@ -30,19 +30,19 @@ from ._pool import call_pool, pool_window, require_pooled_shape, require_winners
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _max(w: Window, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The maximum of every window, and its winner."""
-    return plan.max_and_winners(x, w)
+    return pools.max_and_winners(x, w)
 
 
 def _max_fwd(w: Window, x: jax.Array) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
     """Keep the winners."""
-    pooled, winners = plan.max_and_winners(x, w)
+    pooled, winners = pools.max_and_winners(x, w)
     return (pooled, winners), winners
 
 
 def _max_bwd(w: Window, winners: jax.Array, cotangents: tuple[jax.Array, Any]) -> tuple[jax.Array]:
     """Upsample delta to the winners; the winners themselves, integers, send nothing back."""
     delta, _ = cotangents
-    return (plan.upsample_maxima(delta, winners, w),)
+    return (pools.upsample_winners(delta, winners, w, chosen=True),)
 
 
 _max.defvjp(keeping_64_bits(_max_fwd), keeping_64_bits(_max_bwd))
@@ -51,20 +51,20 @@ _max.defvjp(keeping_64_bits(_max_fwd), keeping_64_bits(_max_bwd))
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _unpool(w: Window, values: jax.Array, winners: jax.Array) -> jax.Array:
     """Each value at the place that won its window."""
-    return plan.unpool_winners(values, winners, w)
+    return pools.unpool_winners(values, winners, w)
 
 
 def _unpool_fwd(w: Window, values: jax.Array, winners: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Keep the winners."""
-    return plan.unpool_winners(values, winners, w), winners
+    return pools.unpool_winners(values, winners, w), winners
 
 
 def _unpool_bwd(w: Window, winners: jax.Array, delta: jax.Array) -> tuple[jax.Array, None]:
     """Each window reads delta where it wrote, unless a later window wrote over it."""
     window = jnp.arange(1, winners.size + 1, dtype=jnp.int32).reshape(winners.shape)
-    writer = plan.unpool_winners(window, winners, w)
-    wrote = plan.take_winners(writer, winners, w) == window
-    return jnp.where(wrote, plan.take_winners(delta, winners, w), 0), None
+    writer = pools.unpool_winners(window, winners, w)
+    wrote = pools.take_winners(writer, winners, w) == window
+    return jnp.where(wrote, pools.take_winners(delta, winners, w), 0), None
 
 
 _unpool.defvjp(keeping_64_bits(_unpool_fwd), keeping_64_bits(_unpool_bwd))
@@ -119,7 +119,7 @@ def max_pool_grad(
     for name, array in (("delta", delta), ("winners", winners)):
         require_pooled_shape(op, name, array, input_shape, w)
     require_winners(op, winners)
-    upsample = partial(plan.upsample_winners, w=w)
+    upsample = partial(pools.upsample_winners, w=w)
     like = [(delta, axis) for axis in range(delta.ndim)]
     return call_map(upsample, delta, winners, output_shape=tuple(input_shape), like=like)
 

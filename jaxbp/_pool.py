@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from . import _plan as plan
+from ._algorithms import _pools as pools
 from ._arguments import as_array, call_map, call_rule, keeping_64_bits, require_inexact
 from ._geometry import Window, as_shape, make_window
 
@@ -59,13 +59,13 @@ def upsample(delta: jax.Array, window_shape: Sequence[int], *, winners: jax.Arra
     shape, like = (*delta.shape[:first], *spatial, delta.shape[-1]), [(delta, axis) for axis in range(delta.ndim)]
     if winners is None:
         require_inexact(op, "delta", delta)
-        evenly = partial(plan.upsample_evenly, w=w)
+        evenly = partial(pools.upsample_evenly, w=w)
         return call_map(evenly, delta / w.taps, output_shape=shape, like=like)
     winners = as_array(op, "winners", winners)
     require_winners(op, winners)
     if winners.shape != delta.shape:
         raise ValueError(f"{op}: winners has shape {winners.shape}, but delta has shape {delta.shape}; they must agree")
-    return call_map(partial(plan.upsample_winners, w=w), delta, winners, output_shape=shape, like=like)
+    return call_map(partial(pools.upsample_winners, w=w), delta, winners, output_shape=shape, like=like)
 
 
 def pool_window(

@@ -18,18 +18,18 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jax.sharding import NamedSharding, PartitionSpec
 
 from . import _plan as plan
-from ._arguments import keeping_64_bits
+from ._arguments import keeping_64_bits, wider
 from ._batching import Levels, mapped_over
 from ._geometry import ConvGeometry, is_static
 
 OPERANDS = {"z": ("x", "kernel"), "x": ("z", "kernel"), "kernel": ("x", "z")}
-MAPS = {"z": "conv_forward", "x": "conv_input_grad", "kernel": "conv_kernel_grad"}
+# Those that `_plan` has tables for. On all others every sum is by definition.
+PLATFORMS = ("cpu", "cuda")
 
 
 class Sum(NamedTuple):
@@ -62,23 +62,27 @@ conv_sum_p = Primitive("conv_sum")
 
 
 @keeping_64_bits
-def _evaluate(a: jax.Array, b: jax.Array, *first: jax.Array, of: Sum) -> jax.Array:
+def _evaluate(a: jax.Array, b: jax.Array, *first: jax.Array, of: Sum, platform: str = "") -> jax.Array:
     """The sum by an algorithm of `_plan`, mapped over its levels."""
-    if first and jnp.issubdtype(b.dtype, jnp.floating):
+    aval = _abstract(jax.typeof(a), jax.typeof(b), of=of)
+    if is_static(aval.shape) and 0 in (*a.shape, *b.shape, *aval.shape):
+        return jnp.zeros(aval.shape, aval.dtype)
+    if first and platform == "cpu" and jnp.issubdtype(b.dtype, jnp.floating):
         # Either operand will do; the smaller one costs less.
         a_is_smaller = math.prod(a.shape) < math.prod(b.shape) if is_static((*a.shape, *b.shape)) else False
-        waits = lax.platform_dependent(
-            a if a_is_smaller else b, *first, cpu=plan.after, default=lambda operand, _: operand
-        )
-        a, b = (waits, b) if a_is_smaller else (a, waits)
-    of_one = getattr(plan, MAPS[of.out])
-    return mapped_over(lambda a, b: of_one(a, b, of.geometry), of.levels)(a, b)
+        a, b = (plan.after(a, *first), b) if a_is_smaller else (a, plan.after(b, *first))
+    a_maps, b_maps = _counts(of.levels)
+    members = math.prod(a.shape[at] for at, other in _places(of.levels) if at is not None and other is not None)
+    shapes = a.shape[a_maps:], b.shape[b_maps:]
+    chosen = plan.plan(plan.problem_of(of.out, of.geometry, *shapes, wider(a.dtype, b.dtype), platform, members))
+    run = functools.partial(plan.evaluate, chosen, dtype=aval.dtype)
+    return mapped_over(run, of.levels, one_by_one=plan.one_by_one(chosen))(a, b)
 
 
 @functools.lru_cache(maxsize=4096)
 def _compiled(of: Sum) -> Any:
     """The sum as a compiled function, for eager calls."""
-    return jax.jit(functools.partial(_evaluate, of=of))
+    return jax.jit(functools.partial(conv_sum_p.bind, of=of))
 
 
 def _impl(a: jax.Array, b: jax.Array, *first: jax.Array, of: Sum) -> jax.Array:
@@ -166,3 +170,6 @@ ad.primitive_jvps[conv_sum_p] = _derivative
 ad.primitive_transposes[conv_sum_p] = _transpose
 batching.primitive_batchers[conv_sum_p] = _batched
 mlir.register_lowering(conv_sum_p, mlir.lower_fun(_evaluate, multiple_results=False))
+for platform in PLATFORMS:
+    on_platform = functools.partial(_evaluate, platform=platform)
+    mlir.register_lowering(conv_sum_p, mlir.lower_fun(on_platform, multiple_results=False), platform=platform)

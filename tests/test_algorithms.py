@@ -3,10 +3,6 @@
 The direct sums are among them: they are the definition, and equal the loops as well.
 """
 
-import ast
-import importlib
-import inspect
-import pkgutil
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -18,42 +14,28 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import test_pool
-from hypothesis import assume, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, assume, given, reject, settings
 from test_random import convolutions, lower_cased
 
 import jaxbp
 import loops
 from cases import CONVS, POOLS, Conv, assert_exact, integers, lax_is_right, normal
-from jaxbp import _algorithms, _plan
+from jaxbp import _plan, _sums
 from jaxbp._algorithms import (
     _direct,
-    _fold_axis,
     _gemm,
-    _im2col,
     _kn2row,
-    _pack_batch,
-    _pad_row,
-    _per_group,
     _pools,
-    _row_im2col,
     _shift_add,
-    _space_to_batch,
-    _subpixel,
-    _swap_operands,
     _tiles,
-    _toeplitz,
     _upsample,
-    _valid_taps,
-    _width_tiling,
     _windows,
     _winograd,
 )
 from jaxbp._algorithms._memory import materialize
 from jaxbp._bench._programs import function_of
 from jaxbp._bench._suite import CASES
-from jaxbp._geometry import ConvGeometry, conv_window, transposed
-from jaxbp._plan import _cpu, _cpu_kernel_grad, _cpu_winograd, _gpu, _limits, _run_on_cpu, _run_on_gpu
+from jaxbp._geometry import ConvGeometry, conv_window
 
 # ------------------------------------------------------------------ geometries that an algorithm is made for
 
@@ -136,175 +118,97 @@ def threes(case: Conv) -> Conv:
     return case._replace(kernel=kernel, arguments=case.arguments | dict(strides=1, kernel_dilation=1))
 
 
+def without_strides(case: Conv) -> Conv:
+    """Windows that step over no pixels."""
+    assume(len(case.kernel) > 2)
+    return case._replace(arguments=case.arguments | dict(strides=1))
+
+
 def dilated(case: Conv) -> Conv:
     """One group, stride 1, perhaps dilated."""
     case = one_group(case)
     return case._replace(arguments=case.arguments | dict(strides=1))
 
 
-def backward(form: Callable) -> Callable:
-    """A forward algorithm that evaluates the input's gradient by itself."""
-    return lambda delta, kernel, g: form(delta, kernel, g._replace(window=transposed(g.window)), back=True)
-
-
 class Form(NamedTuple):
-    """An algorithm, the map that it evaluates, the geometries it takes, and how it is called on (a, b, g)."""
+    """An algorithm, the sum that it evaluates, and the geometries it takes."""
 
-    function: Callable
-    map: str
+    algorithm: str
+    out: str
     fit: Callable[[Conv], Conv]
-    call: Callable | None = None
+    platform: str = "cpu"
 
 
+SLIDING = {
+    "direct": anything,
+    "gemm": non_overlapping,
+    "im2col": one_group,
+    "kn2row": along_axes,
+    "valid_taps": one_group,
+    "width_tiling im2col": one_group,
+    "width_tiling direct": one_group,
+    "space_to_batch": dilated,
+    "subpixel": without_wide_steps,
+    "winograd": threes,
+    "shift_add": without_zeros,
+    "per_group": anything,
+    "fold_axis": more_axes,
+    "swap_operands": large_window,
+    "pad_row": along_axes,
+}
+KERNEL_GRADIENTS = {
+    "direct": anything,
+    "batch_group_count": anything,
+    "gemm": non_overlapping,
+    "im2col": one_group,
+    "row_im2col": one_group,
+    "valid_taps": one_group,
+    "width_tiling im2col": one_group,
+    "width_tiling row_im2col": one_group,
+    "width_tiling direct": one_group,
+    "space_to_batch": dilated,
+    "winograd": threes,
+    "shift_add": depthwise,
+    "per_group": anything,
+    "fold_axis": more_axes,
+    "swap_operands": without_strides,
+}
 FORMS = [
-    Form(_direct.forward, "forward", anything),
-    Form(_direct.input_grad, "input", anything),
-    Form(_direct.kernel_grad, "kernel", anything),
-    Form(_direct.kernel_grad_by_dimension_numbers, "kernel", anything),
-    Form(_gemm.forward, "forward", non_overlapping),
-    Form(_gemm.transposed, "input", non_overlapping),
-    Form(_gemm.kernel_grad, "kernel", non_overlapping),
-    Form(_shift_add.forward, "forward", without_zeros),
-    Form(_shift_add.kernel_grad, "kernel", without_zeros),
-    Form(_shift_add.reductions, "kernel", depthwise),
-    Form(_kn2row.forward, "forward", along_axes),
-    Form(_kn2row.forward, "input", along_axes, backward(_kn2row.forward)),
-    Form(_run_on_cpu._kn2row_in_tiles, "forward", along_axes),
-    Form(_run_on_cpu._kn2row_in_tiles, "input", along_axes, backward(_run_on_cpu._kn2row_in_tiles)),
-    Form(_im2col.forward, "forward", one_group),
-    Form(_im2col.kernel_grad, "kernel", one_group),
-    Form(_row_im2col.kernel_grad, "kernel", one_group),
-    Form(
-        _per_group.grouped_kernel_grad,
-        "kernel",
-        without_zeros,
-        lambda x, d, g: _per_group.grouped_kernel_grad(x, d, g, 1),
-    ),
-    Form(
-        _per_group.grouped_kernel_grad,
-        "kernel",
-        without_zeros,
-        lambda x, d, g: _per_group.grouped_kernel_grad(x, d, g, g.feature_group_count),
-    ),
-    Form(_winograd.forward, "forward", threes),
-    Form(_winograd.forward, "input", threes, backward(_winograd.forward)),
-    Form(_winograd.kernel_grad, "kernel", threes),
-    Form(_swap_operands.forward, "forward", ungrouped),
-    Form(_swap_operands.forward, "input", ungrouped, backward(_swap_operands.forward)),
-    Form(_pad_row.forward, "forward", along_axes),
-    Form(_valid_taps.forward, "forward", one_group),
-    Form(_valid_taps.forward, "input", dilated, backward(_valid_taps.forward)),
-    Form(_valid_taps.kernel_grad, "kernel", one_group),
-    Form(
-        _space_to_batch.forward,
-        "forward",
-        dilated,
-        lambda x, k, g: _space_to_batch.forward(x, k, g, _direct.forward),
-    ),
-    Form(
-        _space_to_batch.kernel_grad,
-        "kernel",
-        dilated,
-        lambda x, d, g: _space_to_batch.kernel_grad(x, d, g, _direct.kernel_grad),
-    ),
-    Form(_pack_batch.forward, "forward", more_axes),
-    Form(_toeplitz.forward, "forward", one_group),
-    Form(
-        _width_tiling.forward,
-        "forward",
-        one_group,
-        lambda x, k, g: _width_tiling.forward(x, k, g, _im2col.forward),
-    ),
-    Form(
-        _width_tiling.kernel_grad,
-        "kernel",
-        one_group,
-        lambda x, d, g: _width_tiling.kernel_grad(x, d, g, _row_im2col.kernel_grad),
-    ),
-    Form(
-        _width_tiling.kernel_grad,
-        "kernel",
-        one_group,
-        lambda x, d, g: _width_tiling.kernel_grad(x, d, g, _im2col.kernel_grad),
-    ),
-    Form(
-        _subpixel.forward,
-        "forward",
-        without_wide_steps,
-        lambda x, k, g: _subpixel.forward(x, k, g, _direct.forward, _tiles.map_images),
-    ),
-    Form(
-        _fold_axis.forward,
-        "forward",
-        more_axes,
-        lambda x, k, g: _fold_axis.forward(x, k, g, _direct.forward, _windows.concat_views),
-    ),
-    Form(
-        _fold_axis.kernel_grad,
-        "kernel",
-        more_axes,
-        lambda x, d, g: _fold_axis.kernel_grad(x, d, g, _direct.kernel_grad, _windows.concat_views_by_axis),
-    ),
-    Form(
-        _per_group.per_group,
-        "forward",
-        anything,
-        lambda x, k, g: _per_group.per_group(_direct.forward, x, k, g),
-    ),
-    Form(
-        _per_group.per_group,
-        "kernel",
-        anything,
-        lambda x, d, g: _per_group.per_group(_direct.kernel_grad, x, d, g),
-    ),
-    Form(_run_on_cpu._per_image, "forward", anything),
-    Form(_run_on_cpu.forward, "forward", anything),
-    Form(_run_on_cpu.input_grad, "input", anything),
-    Form(_run_on_cpu.kernel_grad, "kernel", anything),
-    Form(_run_on_gpu.forward, "forward", anything),
-    Form(_run_on_gpu.input_grad, "input", anything),
-    Form(_run_on_gpu.kernel_grad, "kernel", anything),
+    *(Form(name, out, fit) for name, fit in SLIDING.items() for out in ("z", "x")),
+    *(Form(name, "kernel", fit) for name, fit in KERNEL_GRADIENTS.items()),
+    Form("shift_add", "kernel", depthwise, "cuda"),
+    Form("fold_axis", "z", more_axes, "cuda"),
+    Form("subpixel", "z", without_wide_steps, "cuda"),
 ]
-
-
 # The algorithms that work tile by tile.
-TILED = (
-    _run_on_cpu._kn2row_in_tiles,
-    _im2col.kernel_grad,
-    _row_im2col.kernel_grad,
-    _winograd.forward,
-    _winograd.kernel_grad,
-    _valid_taps.forward,
-    _valid_taps.kernel_grad,
-    _pack_batch.forward,
-    _subpixel.forward,
-    _run_on_cpu._per_image,
-)
+TILED = ("kn2row", "im2col", "row_im2col", "winograd", "valid_taps", "pad_row", "subpixel", "gemm")
 
 
 def name_of(form: Form) -> str:
-    return f"{form.function.__module__.rsplit('.', 1)[-1]}.{form.function.__name__}"
+    return f"{form.algorithm}-{form.out}-{form.platform}"
+
+
+def transposed_case(case: Conv) -> Conv:
+    """Strides and input dilation exchanged, as the gradient of x slides."""
+    arguments = case.arguments
+    exchanged = dict(strides=arguments.get("input_dilation", 1), input_dilation=arguments.get("strides", 1))
+    return case._replace(arguments=arguments | exchanged)
 
 
 def check(form: Form, case: Conv) -> None:
     """The algorithm's result equals that of the loops."""
     arguments = lower_cased(dict(padding="SAME", strides=1, input_dilation=1, kernel_dilation=1) | case.arguments)
     x, kernel = integers(1, case.x), integers(2, case.kernel)
-    window = conv_window(
-        "test", x.shape, kernel.shape, arguments["strides"], arguments["padding"], arguments["input_dilation"],
-        arguments["kernel_dilation"], arguments.get("feature_group_count", 1),
-    )  # fmt: skip
-    g = ConvGeometry(window, arguments.get("feature_group_count", 1))
+    g = geometry_of(case)
     z = loops.conv(x, kernel, **arguments)
     delta = integers(3, z.shape)
     dx, dkernel, _ = loops.conv(x, kernel, delta=delta, **arguments)
-    operands, expected = {
-        "forward": ((x, kernel), z),
-        "input": ((delta, kernel), dx),
-        "kernel": ((x, delta), dkernel),
-    }[form.map]
-    call = form.call or form.function
-    assert_exact(jax.jit(lambda a, b: call(a, b, g))(*operands), expected)
+    operands, expected = {"z": ((x, kernel), z), "x": ((delta, kernel), dx), "kernel": ((x, delta), dkernel)}[form.out]
+    p = _plan.problem_of(form.out, g, operands[0].shape, operands[1].shape, np.float32, form.platform)
+    if not _plan.ALGORITHMS[form.algorithm.split()[0]].applies(p):
+        reject()
+    plan = _plan.with_algorithm(p, form.algorithm, "tested")
+    assert_exact(jax.jit(plan.run)(*map(jnp.asarray, operands)), expected)
 
 
 def fits(case: Conv) -> bool:
@@ -320,58 +224,42 @@ def fits(case: Conv) -> bool:
     return lax_is_right(case.x, case.kernel, arguments)
 
 
+def fitted(form: Form, case: Conv) -> Conv:
+    """A geometry that the algorithm is made for; the gradient of x slides over the transposed one."""
+    backwards = form.out == "x" and form.algorithm not in ("gemm", "swap_operands", "winograd")
+    case = transposed_case(form.fit(transposed_case(case))) if backwards else form.fit(case)
+    assume(fits(case))
+    return case
+
+
 @pytest.mark.parametrize("form", FORMS, ids=name_of)
-@settings(max_examples=max(6, settings.default.max_examples // 3))
+@settings(max_examples=max(6, settings.default.max_examples // 3), suppress_health_check=[HealthCheck.filter_too_much])
 @given(case=convolutions())
 def test_algorithm_equals_loops(form, case):
-    case = form.fit(case)
-    assume(fits(case))
-    check(form, case)
+    check(form, fitted(form, case))
 
 
-@pytest.mark.parametrize(
-    "form",
-    [f for f in FORMS if f.function in TILED],
-    ids=name_of,
-)
+@pytest.mark.parametrize("form", [f for f in FORMS if f.algorithm in TILED], ids=name_of)
 @pytest.mark.parametrize("elements", [1, 1 << 10])
-@settings(max_examples=8)
+@settings(max_examples=8, suppress_health_check=[HealthCheck.filter_too_much])
 @given(case=convolutions())
 def test_tiles_of_every_size(form, elements, case):
     """One row of one image at a time, some rows, some images."""
-    case = form.fit(case)
-    assume(fits(case))
+    case = fitted(form, case)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_tiles, "TILE_ELEMENTS", elements)
-        for module in (_cpu, _cpu_kernel_grad, _limits):
-            patch.setattr(module, "MOST_OUTPUTS", elements)
+        for module in (_tiles, _kn2row, _winograd):
+            patch.setattr(module, "TILE_ELEMENTS", elements)
+        patch.setattr(_gemm, "MOST_MATERIALIZED", elements)
         check(form, case)
 
 
-@pytest.mark.parametrize(
-    ("function", "map"),
-    [(_run_on_cpu.forward, "forward"), (_run_on_cpu.input_grad, "input"), (_run_on_cpu.kernel_grad, "kernel")],
-    ids=["forward", "input", "kernel"],
-)
-@settings(max_examples=12)
-@given(case=convolutions())
-def test_products_of_one_image_at_a_time(function, map, case):
-    case = non_overlapping(case)
-    assume(fits(case))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_tiles, "TILE_ELEMENTS", 1)
-        patch.setattr(_run_on_cpu, "MOST_MATERIALIZED", 1)
-        check(Form(function, map, non_overlapping), case)
-
-
-@pytest.mark.parametrize("form", [f for f in FORMS if f.function.__module__.endswith("_shift_add")], ids=name_of)
+@pytest.mark.parametrize("form", [f for f in FORMS if f.algorithm == "shift_add"], ids=name_of)
 @pytest.mark.parametrize(("terms", "elements"), [(1, 1), (4, 1 << 20)], ids=["one by one", "some"])
-@settings(max_examples=10)
+@settings(max_examples=10, suppress_health_check=[HealthCheck.filter_too_much])
 @given(case=convolutions())
 def test_some_rows_of_a_window(form, terms, elements, case):
     """Random windows are small: the loops over the rows of a large one, and over images, for windows of any size."""
-    case = form.fit(case)
-    assume(fits(case))
+    case = fitted(form, case)
     with pytest.MonkeyPatch.context() as patch:
         for module in (_tiles, _shift_add):
             patch.setattr(module, "TILE_ELEMENTS", elements)
@@ -381,46 +269,17 @@ def test_some_rows_of_a_window(form, terms, elements, case):
 
 
 @pytest.mark.parametrize("name", ["windows wholly in padding", "many channels, windows wholly in padding"])
-@pytest.mark.parametrize("form", FORMS[:3], ids=name_of)
+@pytest.mark.parametrize("form", [f for f in FORMS if f.algorithm == "direct"], ids=name_of)
 def test_direct_where_the_compiler_would_read_outside(form, name):
     """Cropping and padding at once is cropped first: see `lax_is_right`."""
     check(form, CONVS[name])
 
 
 def test_every_algorithm_is_tested():
-    """The public functions of all modules that hold algorithms, or choose between them."""
-    helpers = {
-        "_cpu": {"forward_form", "input_grad_form", "steps_over_zeros", "tile_factor"},
-        "_cpu_kernel_grad": {"kernel_grad_form"},
-        "_limits": {
-            *("non_overlapping", "as_patches", "is_short_sum", "kernel_grad_over_zeros"),
-            *("gathers_much", "has_few_positions", "valid_taps_or_winograd", "suits_shift_add"),
-        },
-        "_cpu_winograd": {"forward_winograd", "kernel_grad_winograd", "features_in_chunk"},
-        "_gpu": {"forward_form", "input_grad_form", "kernel_grad_form"},
-        "_direct": {"rot180", "swap_channels", "backward_kernel"},
-        "_tiles": {
-            *("chunk", "tile", "images_at_once", "largest_divisor"),
-            *("map_tiles", "map_images", "map_concat", "some_images", "sum_tiles", "sum_images"),
-        },
-        "_gemm": {"over_positions", "read_across"},
-        "_valid_taps": {"valid_share"},
-        "_winograd": {"cache_tiles", "tile_counts"},
-        "_space_to_batch": {"phase_geometry"},
-        "_subpixel": {"block_window"},
-        "_width_tiling": {"tile_width", "tiled"},
-        "_pack_batch": {"packed_images", "tasks"},
-    }
-    tested = {name_of(form) for form in FORMS}
-    for package in (_algorithms, _plan):
-        for module in pkgutil.iter_modules(package.__path__):
-            if module.name in ("_windows", "_upsample", "_pools", "_memory"):
-                continue
-            whole_name = f"{package.__name__}.{module.name}"
-            for name, value in vars(importlib.import_module(whole_name)).items():
-                own = inspect.isfunction(value) and value.__module__ == whole_name
-                if own and not name.startswith("_") and name not in helpers.get(module.name, ()):
-                    assert f"{module.name}.{name}" in tested
+    tested = {form.algorithm.split()[0] for form in FORMS}
+    assert tested == set(_plan.ALGORITHMS)
+    files = {file.stem.lstrip("_") for file in Path(_direct.__file__).parent.glob("*.py")}
+    assert files - tested == {"init__", "compiler_faults", "memory", "pools", "tiles", "upsample", "windows"}
 
 
 @pytest.mark.parametrize("channels, features", [(3, 256), (256, 3), (64, 64), (300, 256), (1, 1)])
@@ -438,7 +297,7 @@ def test_a_kernel_gradient_reads_both_factors_along_memory(channels, features):
 
     def gradient(x, delta):
         window = conv_window("test", x.shape, (1, 1, channels, features), 1, "VALID", 1, 1, 1)
-        return _run_on_cpu.kernel_grad(x, delta, ConvGeometry(window, 1))
+        return _sums.kernel_grad(x, delta, ConvGeometry(window, 1))
 
     x, delta = integers(1, (3, 2, 14, 14, channels)), integers(2, (3, 2, 14, 14, features))
     products = jax.jit(gradient).lower(x[0], delta[0]).compile().as_text().split(" dot(")[1:]
@@ -473,114 +332,15 @@ def test_transformed_weights_are_not_kept_for_the_way_back():
     assert program.count(f"f32[16,{64 * 64}]{{1,0}} dot(") == 2
 
 
-def strings(node, kind):
-    """The names in `return "name", reason` (also under a condition), or in `case "name":`."""
-    if kind == "returned":
-        values = [n.value for n in ast.walk(node) if isinstance(n, ast.Return) and isinstance(n.value, ast.Tuple)]
-        return {v.elts[0].value for v in values if isinstance(v.elts[0], ast.Constant)}
-    return {
-        n.pattern.value.value for n in ast.walk(node) if isinstance(n, ast.match_case) and hasattr(n.pattern, "value")
-    }
-
-
-def functions_of(module):
-    """A module's functions, as they are written."""
-    return {n.name: n for n in ast.parse(Path(module.__file__).read_text()).body if isinstance(n, ast.FunctionDef)}
-
-
-def names_of(choice, module=_cpu):
-    """The names that a choice returns, by itself or by the functions that choose for it."""
-    functions = functions_of(module) | functions_of(_cpu_winograd) | functions_of(_limits)
-    if module is _cpu:
-        functions |= functions_of(_cpu_kernel_grad)
-    names, ahead, seen = set(), [choice], set()
-    while ahead:
-        function = functions[ahead.pop()]
-        seen.add(function.name)
-        names |= strings(function, "returned")
-        called = {n.func.id for n in ast.walk(function) if isinstance(n, ast.Call) and hasattr(n.func, "id")}
-        ahead += [f for f in (called & functions.keys()) - seen if "Choice" in ast.unparse(functions[f].returns)]
-    return names
-
-
-@pytest.mark.parametrize(("choices", "evaluations"), [(_cpu, _run_on_cpu), (_gpu, _run_on_gpu)], ids=["cpu", "gpu"])
-@pytest.mark.parametrize(("choice", "evaluation"), [("forward_form", "forward"), ("kernel_grad_form", "kernel_grad")])
-def test_every_name_that_is_chosen_is_evaluated(choices, evaluations, choice, evaluation):
-    """A misspelt name would quietly be the direct sum."""
-    evaluated = strings(functions_of(evaluations)[evaluation], "evaluated")
-    assert names_of(choice, choices) - {"direct"} == evaluated
-
-
-@pytest.mark.parametrize("features", [257, 300, 512, 514, 521, 1000, 1024])
-def test_large_weights_are_taken_in_few_chunks(features):
-    """Features that do not divide are not taken one by one, in as many passes over the input."""
-    g = ConvGeometry(conv_window("test", (2, 28, 28, 512), (3, 3, 512, features), 1, "SAME", 1, 1, 1), 1)
-    for choice in (_cpu.forward_form, _cpu.input_grad_form, _cpu_kernel_grad.kernel_grad_form):
-        name, _ = choice(g, 2, 512, features)
-        inputs, outputs = (features, 512) if choice is _cpu.input_grad_form else (512, features)
-        if name == "winograd in chunks":
-            count = outputs // _cpu_winograd.features_in_chunk(inputs, outputs)
-            assert count * _cpu_winograd.MOST_WEIGHTS <= 4 * inputs * outputs
-
-
-def geometry_of(case):
+def geometry_of(case: Conv) -> ConvGeometry:
     """The geometry of a random convolution."""
-    arguments = lower_cased(case.arguments)
+    arguments = lower_cased(dict(padding="SAME", strides=1, input_dilation=1, kernel_dilation=1) | case.arguments)
+    groups = arguments.get("feature_group_count", 1)
     window = conv_window(
         "test", case.x, case.kernel, arguments["strides"], arguments["padding"], arguments["input_dilation"],
-        arguments["kernel_dilation"], arguments["feature_group_count"],
+        arguments["kernel_dilation"], groups,
     )  # fmt: skip
-    return ConvGeometry(window, arguments["feature_group_count"])
-
-
-@settings(max_examples=2500, derandomize=True)
-@given(st.data())
-def draw_names(seen, data):
-    """Collect the algorithms that the choices name for a random geometry."""
-    case = data.draw(convolutions(common_only=data.draw(st.sampled_from([False, False, True]))))
-    case = data.draw(st.sampled_from([anything, anything, large_window]))(case)
-    assume(fits(case))
-    g = geometry_of(case)
-    sizes = data.draw(st.sampled_from([case.x[0], 64, 1 << 12])), case.x[-1], case.kernel[-1]
-    with pytest.MonkeyPatch.context() as patch:
-        # What is too large for the cache is too large for a test.
-        most_outputs = data.draw(st.sampled_from([_cpu.MOST_OUTPUTS, 64]))
-        for module in (_cpu, _cpu_kernel_grad, _limits):
-            patch.setattr(module, "MOST_OUTPUTS", most_outputs)
-            patch.setattr(module, "OLD_COMPILER", True)
-        patch.setattr(_limits, "MOST_GATHERED", data.draw(st.sampled_from([_limits.MOST_GATHERED, 64])))
-        patch.setattr(_cpu_winograd, "FEWEST_WEIGHTS", 32 * 32)
-        patch.setattr(_cpu, "MOST_PADDED", data.draw(st.sampled_from([_cpu.MOST_PADDED, 0])))
-        patch.setattr(_cpu_winograd, "MOST_WEIGHTS", data.draw(st.sampled_from([_cpu_winograd.MOST_WEIGHTS, 1 << 10])))
-        patch.setattr(_cpu_kernel_grad, "MORE_COLUMNS", data.draw(st.sampled_from([_cpu_kernel_grad.MORE_COLUMNS, 8])))
-        for choice in (_cpu.forward_form, _cpu.input_grad_form):
-            seen[_cpu, "forward_form"].add(choice(g, *sizes)[0])
-        seen[_cpu, "kernel_grad_form"].add(_cpu_kernel_grad.kernel_grad_form(g, *sizes)[0])
-
-
-@settings(max_examples=1500, derandomize=True)
-@given(st.data())
-def draw_gpu_names(seen, data):
-    """The same for a GPU."""
-    case = data.draw(convolutions(common_only=data.draw(st.booleans())))
-    assume(fits(case))
-    g, sizes = geometry_of(case), (case.x[0], case.x[-1], case.kernel[-1])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_gpu, "FEW_CHANNELS", data.draw(st.sampled_from([_gpu.FEW_CHANNELS, 0])))
-        patch.setattr(_gpu, "NARROW", data.draw(st.sampled_from([_gpu.NARROW, 0])))
-        seen[_gpu, "forward_form"].add(_gpu.forward_form(g, *sizes)[0])
-        seen[_gpu, "forward_form"].add(_gpu.input_grad_form(g, *sizes)[0])
-        itemsize = data.draw(st.sampled_from([2, 4, 8]))
-        seen[_gpu, "kernel_grad_form"].add(_gpu.kernel_grad_form(g, *sizes, itemsize)[0])
-
-
-def test_random_geometries_reach_every_choice():
-    """So that the choices are run through, here and in test_random; some need more images, or smaller limits."""
-    seen = {(module, choice): set() for module in (_cpu, _gpu) for choice in ("forward_form", "kernel_grad_form")}
-    draw_names(seen)
-    draw_gpu_names(seen)
-    for (module, choice), names in seen.items():
-        assert names == names_of(choice, module) | ({"direct"} & names), choice
+    return ConvGeometry(window, groups)
 
 
 EXAMPLES = {
@@ -695,8 +455,8 @@ def test_pools_on_the_other_side_of_every_limit(monkeypatch, limit, phases, name
 
 def check_pools_anew(monkeypatch, case):
     """All pools equal loops, without their `jit`, which may remember a program from before."""
-    for map_name in [name for name, value in vars(_plan).items() if hasattr(value, "__wrapped__")]:
-        monkeypatch.setattr(_plan, map_name, getattr(_plan, map_name).__wrapped__)
+    for map_name in [name for name, value in vars(_pools).items() if hasattr(value, "__wrapped__")]:
+        monkeypatch.setattr(_pools, map_name, getattr(_pools, map_name).__wrapped__)
     inputs = integers(1, case.inputs)
     test_pool.check_all_against_loops(
         case, inputs, jax.jit(lambda x: test_pool.all_pools(test_pool.jaxbp, case, x))(inputs)

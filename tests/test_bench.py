@@ -15,10 +15,11 @@ import pytest
 
 import jaxbp
 from jaxbp import __main__ as command_line
-from jaxbp import _bench, _conv
+from jaxbp import _bench
 from jaxbp._bench import _cases, _measure, _models, _plan, _programs, _result, _table
 from jaxbp._bench._random import NUMBERS, OPERATIONS, random_cases
 from jaxbp._bench._suite import CASES, Case, operations, traffic
+from jaxbp._plan import ALGORITHMS, plan
 
 ONE = "^average pool: global average pool 7x7/1 1x7x7x2048$"
 TWO = "^average pool: global"
@@ -283,22 +284,34 @@ def test_what_does_not_run_is_a_note(quick, capsys, monkeypatch):
     assert "automatic does not run: NotImplementedError: no such thing\n" in capsys.readouterr().out
 
 
-def test_plan_names_a_form_and_a_reason_for_every_map(capsys):
+def test_plan_names_an_algorithm_and_a_reason_for_every_map(capsys):
     assert bench("--plan") == 0
     lines = capsys.readouterr().out.splitlines()
     maps = sum(2 if case.pools else 6 for case in CASES)
-    assert len(lines) == 1 + len(CASES) + maps
-    assert all(len(line[2:].split("  ")) >= 4 for line in lines if line.startswith("  "))
+    assert len([line for line in lines if re.match("  [a-z]", line)]) == maps
+    assert all(len(line.split("  ")) >= 4 for line in lines if line.startswith("  "))
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if not c.pools], ids=[c.name for c in CASES if not c.pools])
-def test_the_plan_speaks_of_the_geometry_that_the_op_uses(case, monkeypatch):
-    used = []
-    forward = _conv.plan.conv_forward
-    monkeypatch.setattr(_conv.plan, "conv_forward", lambda x, k, g: (used.append(g), forward(x, k, g))[1])
+CONVS = [case for case in (*CASES, *random_cases(100, 5)) if not case.pools]
+
+
+@pytest.mark.parametrize("case", CONVS, ids=[case.name for case in CONVS])
+def test_the_plan_is_what_runs(case):
+    """The names in the lowered program are those of the three plans."""
+    function = _programs.function_of(case, jaxbp)
     arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in case.shapes]
-    jax.jit(_programs.function_of(case, jaxbp)).lower(*arrays)
-    assert used == [_plan.geometry(case)]
+    delta = jax.eval_shape(function, *arrays)
+    program = jax.jit(lambda delta, *arrays: jax.vjp(function, *arrays)[1](delta))
+    forward = jax.jit(function)
+    for lowered, outs in ((forward.lower(*arrays), ["z"]), (program.lower(delta, *arrays), ["x", "kernel"])):
+        scopes = re.findall(r'loc\("([^"]*)"', lowered.as_text(debug_info=True))
+        found = {" > ".join(part for part in scope.split("/") if part in ALGORITHMS) for scope in scopes} - {""}
+        expected = {str(plan(_plan.problems(case, "float32", "cpu")[out])) for out in outs}
+        # A loop's body begins a path of its own.
+        assert all(any(names in whole for whole in expected) for names in found), (expected, found)
+        assert {name for whole in expected for name in whole.split(" > ")} == {
+            name for names in found for name in names.split(" > ")
+        }
 
 
 def test_interrupted_it_prints_what_it_has(quick, capsys, monkeypatch, tmp_path):

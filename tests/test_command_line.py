@@ -16,8 +16,9 @@ import pytest
 
 import jaxbp
 from jaxbp import __main__ as command_line
-from jaxbp import _bench, _compare_command, _interrupt, _output
+from jaxbp import _bench, _interrupt, _output
 from jaxbp._bench import _measure
+from jaxbp._compare import _command
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted(path.stem for path in (ROOT / "examples").glob("*.py") if "def main(" in path.read_text())
@@ -318,7 +319,7 @@ def nothing_is_measured(monkeypatch):
         raise AssertionError("it was measured in vain")
 
     monkeypatch.setattr(_bench, "warm_up", refuse)
-    monkeypatch.setattr(_compare_command, "compare", refuse)
+    monkeypatch.setattr(_command, "compare", refuse)
     monkeypatch.setattr("jaxbp._explain.drawn_case", refuse)
 
 
@@ -400,7 +401,7 @@ def fail(*args):
 
 def test_what_cannot_be_written_in_the_end_is_printed(quick, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(_bench, "write_whole", fail)
-    monkeypatch.setattr(_compare_command, "write_whole", fail)
+    monkeypatch.setattr(_command, "write_whole", fail)
     for words, entry in (
         (COMMANDS["bench --json"], '"name": "global average pool'),
         (COMMANDS["compare --json"], "rows"),
@@ -466,8 +467,8 @@ def test_a_plot_without_a_suffix_gets_one(tmp_path):
 def compare(*words: str) -> int:
     """Run the command in this process."""
     parser = argparse.ArgumentParser()
-    _compare_command.add_arguments(parser)
-    return _compare_command.run(parser.parse_args(list(words)))
+    _command.add_arguments(parser)
+    return _command.run(parser.parse_args(list(words)))
 
 
 def test_wrong_numbers_and_words_are_one_line(tmp_path, capsys):
@@ -491,7 +492,7 @@ OPS = sorted(
 
 def test_every_op_is_known():
     assert {"max_unpool", "lp_pool", "conv_transpose", "adaptive_max_pool"} < set(OPS)
-    assert {case.op for case in _compare_command.CASES} == set(OPS)
+    assert {case.op for case in _command.CASES} == set(OPS)
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,18 @@
 """gemm: one matrix product, where windows do not overlap (1x1, patches): each input pixel belongs to one window."""
 
+import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .._geometry import ConvGeometry, Window, read_padding
+from .._geometry import ConvGeometry, Problem, Window, as_patches, non_overlapping, read_padding, transposed
+from ._direct import backward_kernel, weights
 from ._memory import materialize
+from ._tiles import MOST_MATERIALIZED, map_images, sum_images
 from ._windows import pad_axes
 
 # Thresholds, measured.
@@ -19,13 +23,57 @@ FEWEST_COLUMNS = 64  # of that copy
 MOST_COPIED = 1 << 21  # its elements
 
 
+def applies(p: Problem) -> bool:
+    """Where windows do not overlap, or those of the transposed convolution do not."""
+    return p.groups == 1 and are_apart(p)
+
+
+def are_apart(p: Problem) -> bool:
+    """Whether windows do not overlap, or (but for a kernel's gradient) those of the transposed convolution do not."""
+    return non_overlapping(as_patches(p.window)) or (p.out != "kernel" and _is_transposed(p))
+
+
+def run(a: jax.Array, b: jax.Array, p: Problem) -> jax.Array:
+    """One GEMM; on a CPU of some images at a time where the rearranged copy of the input is large."""
+    w = as_patches(p.window)
+    if p.out == "kernel":
+        g = p.g._replace(window=w)
+        if p.platform != "cpu":
+            return kernel_grad(a, b, g, read_across)
+        if not _copies_much(w, p.batch, p.channels):
+            return kernel_grad(a, b, g)
+        return sum_images(partial(kernel_grad, g=g), a, b, p.pixels * p.channels, times=2)
+    channels = p.channels
+    # A single pixel's kernel is not rotated but read across.
+    if _is_transposed(p) and (not non_overlapping(w) or (p.out == "x" and p.taps == 1)):
+        kernel = b if p.out == "x" else backward_kernel(b, 1)
+        w, channels = as_patches(transposed(p.window)), p.features
+        form = partial(transposed_product, kernel=kernel, g=p.g._replace(window=w))
+    else:
+        form = partial(forward, kernel=weights(b, p), g=p.g._replace(window=w))
+    if p.platform != "cpu" or not _copies_much(w, p.batch, channels):
+        return form(a)
+    return map_images(form, a, math.prod(w.input_shape) * channels, times=2)
+
+
+def _is_transposed(p: Problem) -> bool:
+    """Whether the windows of the transposed convolution do not overlap."""
+    return non_overlapping(as_patches(transposed(p.window)))
+
+
+def _copies_much(w: Window, batch: int, channels: int) -> bool:
+    """Whether many pixels are rearranged into windows. Windows of one pixel, or a single window, need none of that."""
+    in_order = w.taps == 1 or math.prod(w.output_shape) == 1
+    return not in_order and batch * math.prod(w.input_shape) * channels >= MOST_MATERIALIZED
+
+
 def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
     """Each window's pixels as one row, times the kernel."""
     rows = _windows_as_rows(x, g.window)
     return jnp.matmul(rows, kernel.reshape(-1, kernel.shape[-1]), precision=g.precision)
 
 
-def transposed(delta: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
+def transposed_product(delta: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
     """The input's gradient: every delta times the kernel is one window's pixels, put in their place."""
     w = g.window
     rows = jnp.matmul(delta, kernel.reshape(-1, kernel.shape[-1]).T, precision=g.precision)

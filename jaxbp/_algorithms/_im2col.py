@@ -6,14 +6,30 @@ Source: Chellapilla et al., "High performance convolutional neural networks for 
 import jax
 import jax.numpy as jnp
 
-from .._geometry import ConvGeometry
+from .._geometry import ConvGeometry, Problem
+from ._direct import weights
 from ._gemm import over_positions
-from ._tiles import largest_divisor, sum_tiles, tile
-from ._windows import as_matrix, concat_views
+from ._tiles import largest_divisor, some_tiles, sum_tiles, tile
+from ._windows import MAX_TAPS, as_matrix, concat_views
 
 # Elements that each output counts for, at least, when tiles are chosen. So no GEMM sums over more than
 # TILE_ELEMENTS / FEWEST_ELEMENTS positions, beyond which its rounding error would show.
 FEWEST_ELEMENTS = 256
+
+
+def applies(p: Problem) -> bool:
+    """One group, no zeros between pixels, and not too many views."""
+    return p.dense and p.taps <= MAX_TAPS
+
+
+def run(a: jax.Array, b: jax.Array, p: Problem) -> jax.Array:
+    """Of as many images or rows at a time as fit the cache."""
+    if p.out == "kernel":
+        return kernel_grad(a, b, p.g)
+    kernel = weights(b, p)
+    # Larger tiles where outputs are many, as a loop copies them.
+    times = 6 if p.columns <= p.features else 2
+    return some_tiles(lambda x, g: forward(x, kernel, g), a, p.g, p.columns, times)
 
 
 def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:

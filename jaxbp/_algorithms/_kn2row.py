@@ -12,8 +12,33 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .._geometry import ConvGeometry, Window, dilated_size, read_padding
+from .._geometry import ConvGeometry, Problem, Window, dilated_size, read_padding
 from ._memory import materialize
+from ._tiles import TILE_ELEMENTS, map_images, some_tiles
+from ._windows import MAX_TAPS
+
+
+def applies(p: Problem) -> bool:
+    """One group and few shifted sums: as many as the sum of the window's sizes."""
+    return p.out != "kernel" and p.groups == 1 and p.rank > 0 and sum(p.window.window_shape) <= MAX_TAPS
+
+
+def run(a: jax.Array, b: jax.Array, p: Problem) -> jax.Array:
+    """Of some images at a time, or of some rows where images are large and have no zeros between pixels.
+
+    Whole images are not padded: their padding is part of the shifted sums.
+    """
+
+    def form(x: jax.Array, g: ConvGeometry = p.g) -> jax.Array:
+        return forward(x, b, g, p.out == "x")
+
+    elements = p.taps * p.features
+    if a.size > 4 * TILE_ELEMENTS:
+        # The GEMM reads a copy of the input with its channels first, which would not stay in the cache.
+        elements = max(elements, p.channels)
+    if elements * p.pixels > 4 * TILE_ELEMENTS and not p.over_zeros:
+        return some_tiles(form, a, p.g, elements)
+    return map_images(form, a, elements * p.pixels, times=2)
 
 
 def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry, back: bool = False) -> jax.Array:

@@ -10,17 +10,28 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .._geometry import ConvGeometry, dilated_size
+from .._geometry import ConvGeometry, Problem, dilated_size
 from ._gemm import over_positions
 from ._memory import after
 from ._tiles import largest_divisor, map_concat, sum_tiles, tile
-from ._windows import as_matrix, concat_views, first_axis, tap_views
+from ._windows import MAX_TAPS, as_matrix, concat_views, first_axis, tap_views
 
 # Rows of taps that are unrolled. More of them run in a loop.
 ROWS_AT_ONCE = 4
 # A narrow GEMM adds its positions up in order, with three times the rounding error of XLA:CPU's own convolution.
 # In this many parts its sum is more exact.
 SHORT_SUMS = 2
+FEW_CHANNELS = 16
+
+
+def applies(p: Problem) -> bool:
+    """Kernel gradients of one group, without zeros between pixels, of rows that are not long."""
+    return p.out == "kernel" and p.dense and p.taps // p.window.window_shape[0] <= MAX_TAPS
+
+
+def run(x: jax.Array, delta: jax.Array, p: Problem) -> jax.Array:
+    """The kernel's gradient."""
+    return kernel_grad(x, delta, p.g, SHORT_SUMS if p.channels < FEW_CHANNELS else 1)
 
 
 def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry, most_sums: int = 1) -> jax.Array:

@@ -14,10 +14,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .._geometry import ConvGeometry, Ints, Window, dilated_size, read_padding
+from .._arguments import sum_dtype
+from .._geometry import ConvGeometry, Ints, Problem, Window, dilated_size, read_padding
+from ._direct import weights as kernel_of
 from ._memory import materialize
 from ._tiles import TILE_ELEMENTS, largest_divisor, map_images
-from ._windows import pad_axes, tap_views
+from ._windows import MAX_TAPS, pad_axes, tap_views
 
 # Limits of compile time. The forward sum: terms that are unrolled (fewer for many groups, where passes over some of the
 # terms are as fast), and terms in each pass.
@@ -31,6 +33,23 @@ PARTS_AT_ONCE = 8
 # From so many groups and elements of delta on, each part has a product of its own.
 LONG_LOOP = 16
 MANY_DELTAS = 1 << 14
+
+
+def applies(p: Problem) -> bool:
+    """No zeros between pixels, few terms in a row of taps; for a kernel's gradient one channel in a group."""
+    if p.over_zeros or p.rank == 0:
+        return False
+    in_row = p.columns // max(p.window.window_shape)
+    return in_row <= MAX_TAPS and (p.out != "kernel" or (p.group_channels == 1 and p.group_features <= 4))
+
+
+def run(a: jax.Array, b: jax.Array, p: Problem) -> jax.Array:
+    """Elementwise sums; on a GPU in the dtype for sums, as a kernel's gradient takes a reduction for each tap."""
+    if p.platform == "cpu":
+        return kernel_grad(a, b, p.g) if p.out == "kernel" else forward(a, kernel_of(b, p), p.g)
+    wide = sum_dtype(a.dtype)
+    a, b = a.astype(wide), b.astype(wide)
+    return reductions(a, b, p.g) if p.out == "kernel" else forward(a, kernel_of(b, p), p.g)
 
 
 def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:

@@ -5,28 +5,46 @@ convolution without dilation, and the algorithms for those apply.
 Source: Chen et al., "DeepLab", 2016, which calls it space-to-batch.
 """
 
+import math
+
 import jax
 
-from .._geometry import ConvGeometry, Ints, Window, read_padding
+from .._geometry import ConvGeometry, Ints, Problem, Window, read_padding
+from ._direct import weights
 from ._windows import Form, pad_axes, pad_to
+
+
+def applies(p: Problem) -> bool:
+    """Stride 1, dilation, no zeros between pixels."""
+    return p.dilated and not p.strided and not p.over_zeros
+
+
+def inner(p: Problem) -> Problem:
+    """The sum of all phases, which are images."""
+    return p.inside(geometry=phase_geometry(p.g), batch=p.batch * math.prod(p.window.dilation))
+
+
+def run(a: jax.Array, b: jax.Array, p: Problem, of: Form) -> jax.Array:
+    """The sum of all phases, interleaved."""
+    return kernel_grad(a, b, p.g, of) if p.out == "kernel" else forward(a, weights(b, p), p.g, of)
 
 
 def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry, correlate: Form) -> jax.Array:
     """Evaluate the phases with `correlate`, and interleave their outputs."""
-    w, inner = g.window, phase_geometry(g)
-    z = correlate(_padded_phases(x, w, inner.window), kernel, inner)
-    z = z.reshape(*w.dilation, x.shape[0], *inner.window.output_shape, z.shape[-1])
+    w, phase = g.window, phase_geometry(g).window
+    z = correlate(_padded_phases(x, w, phase), kernel)
+    z = z.reshape(*w.dilation, x.shape[0], *phase.output_shape, z.shape[-1])
     places = [axis for i in range(w.rank) for axis in (w.rank + 1 + i, i)]
     z = z.transpose(w.rank, *places, 2 * w.rank + 1)
-    z = z.reshape(x.shape[0], *_times(inner.window.output_shape, w.dilation), z.shape[-1])
+    z = z.reshape(x.shape[0], *_times(phase.output_shape, w.dilation), z.shape[-1])
     return z[(slice(None), *(slice(out) for out in w.output_shape))]
 
 
 def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry, form: Form) -> jax.Array:
     """The kernel's gradient: the sum over all phases, which `form` takes as images."""
-    w, inner = g.window, phase_geometry(g)
-    delta = pad_to(delta, _times(inner.window.output_shape, w.dilation))
-    return form(_padded_phases(x, w, inner.window), _split_phases(delta, w.dilation), inner)
+    w, phase = g.window, phase_geometry(g).window
+    delta = pad_to(delta, _times(phase.output_shape, w.dilation))
+    return form(_padded_phases(x, w, phase), _split_phases(delta, w.dilation))
 
 
 def phase_geometry(g: ConvGeometry) -> ConvGeometry:

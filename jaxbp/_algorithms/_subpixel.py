@@ -16,15 +16,43 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .._geometry import ConvGeometry, Window, dilated_size, read_padding
+from .._geometry import ConvGeometry, Problem, Window, dilated_size, read_padding
+from ._direct import weights as kernel_of
+from ._tiles import images_at_once, some_images
 from ._windows import Form, pad_axes
 
 
-def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry, correlate: Form, images: Form) -> jax.Array:
-    """Evaluate the convolution with more features by `correlate`, then depth-to-space.
+def applies(p: Problem) -> bool:
+    """Zeros between pixels, along axes of stride 1."""
+    w = p.window
+    return (
+        p.out != "kernel"
+        and p.over_zeros
+        and not any(s > 1 and d > 1 for s, d in zip(w.strides, w.input_dilation, strict=True))
+    )
 
-    `images(form, x, elements)` calls the form on all images, or on some at a time; each writes so many elements.
-    """
+
+def inner(p: Problem) -> Problem:
+    """The convolution with more features, of some images at a time on a CPU."""
+    block, features = block_window(p.window), p.features * math.prod(p.window.input_dilation)
+    return p.inside(geometry=p.g._replace(window=block), features=features, batch=_images(p, block))
+
+
+def run(a: jax.Array, b: jax.Array, p: Problem, of: Form) -> jax.Array:
+    """The convolution with more features, then depth-to-space."""
+    return forward(a, kernel_of(b, p), p.g, of, _images(p, block_window(p.window)))
+
+
+def _images(p: Problem, block: Window) -> int:
+    """How many images at a time."""
+    if p.platform != "cpu":
+        return p.batch
+    outputs = math.prod(block.output_shape) * math.prod(p.window.input_dilation)
+    return images_at_once(p.batch, outputs * p.features, times=4)
+
+
+def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry, correlate: Form, images: int) -> jax.Array:
+    """Evaluate the convolution with more features by `correlate`, so many images at a time, then depth-to-space."""
     w, groups, features = g.window, g.feature_group_count, kernel.shape[-1]
     block = block_window(w)
     weights, axes = _weights(kernel, w, block, groups), range(1, w.rank + 1)
@@ -37,11 +65,11 @@ def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry, correlate: Form, i
     crop = [(b, out - b - size) for b, out, size in zip(before, w.output_shape, shape, strict=True)]
 
     def outputs(x: jax.Array) -> jax.Array:
-        z = correlate(x, weights, g._replace(window=block))
+        z = correlate(x, weights)
         z = z.reshape(x.shape[0], *block.output_shape, groups, *w.input_dilation, -1)
         return pad_axes(z.transpose(order).reshape(x.shape[0], *shape, features), axes, crop, 0)
 
-    return images(outputs, x, math.prod(shape) * features)
+    return some_images(outputs, [x], images)
 
 
 def block_window(w: Window) -> Window:

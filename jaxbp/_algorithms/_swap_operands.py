@@ -15,14 +15,45 @@ features. XLA:CPU swaps the operands by itself, too, but loses its fast convolut
 import jax
 import jax.numpy as jnp
 
-from .._geometry import ConvGeometry, dilated_size
-from ._direct import forward as correlate
-from ._direct import rot180
+from .._geometry import ConvGeometry, Problem, dilated_size, transposed
+from ._direct import backward_kernel, rot180
+from ._windows import Form
 
 
-def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry, back: bool = False) -> jax.Array:
+def applies(p: Problem) -> bool:
+    """Kernel gradients at stride 1; other sums of one group where a window has more taps than the input has pixels."""
+    if p.out == "kernel":
+        return p.rank > 0 and not p.strided
+    return p.groups == 1 and p.taps > p.pixels
+
+
+def inner(p: Problem) -> Problem:
+    """The sum with swapped operands: delta in the input's place, or the input in the kernel's."""
+    if p.out == "kernel":
+        geometry = p.g._replace(window=transposed(p.window))
+        return p.inside(geometry=geometry, channels=p.features, features=p.channels)
+    return p.inside(geometry=_swapped(p.g), batch=p.features, features=p.batch)
+
+
+def run(a: jax.Array, b: jax.Array, p: Problem, of: Form) -> jax.Array:
+    """The swapped sum, swapped back."""
+    if p.out == "kernel":
+        return backward_kernel(of(b, a), p.groups)
+    return forward(a, b, p.g, of, p.out == "x")
+
+
+def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry, correlate: Form, back: bool = False) -> jax.Array:
     """Slide the input over the kernel. With `back`, the input's gradient: two rotations of the kernel cancel."""
-    w, rank = g.window, g.window.rank
+    rank = g.window.rank
+    spatial = tuple(range(1, rank + 1))
+    windows = jnp.flip(x, spatial).transpose(*spatial, rank + 1, 0)
+    kernel, axis = (kernel, rank) if back else (rot180(kernel, rank), rank + 1)
+    return correlate(jnp.moveaxis(kernel, axis, 0), windows).transpose(rank + 1, *spatial, 0)
+
+
+def _swapped(g: ConvGeometry) -> ConvGeometry:
+    """The geometry of the input that slides over the kernel."""
+    w = g.window
     taps = [dilated_size(k, d) for k, d in zip(w.window_shape, w.dilation, strict=True)]
     pixels = [dilated_size(n, e) for n, e in zip(w.input_shape, w.input_dilation, strict=True)]
     reach = [dilated_size(out, s) for out, s in zip(w.output_shape, w.strides, strict=True)]
@@ -34,9 +65,4 @@ def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry, back: bool = False
         input_dilation=w.dilation,
         padding=tuple((lo, r + u - 1 - k - lo) for lo, r, u, k in zip(low, reach, pixels, taps, strict=True)),
     )
-    spatial = tuple(range(1, rank + 1))
-    windows = jnp.flip(x, spatial).transpose(*spatial, rank + 1, 0)
-    kernel, axis = (kernel, rank) if back else (rot180(kernel, rank), rank + 1)
-    images = jnp.moveaxis(kernel, axis, 0)
-    z = correlate(images, windows, g._replace(window=window))
-    return z.transpose(rank + 1, *spatial, 0)
+    return g._replace(window=window)

@@ -100,6 +100,14 @@ def map_concat(form: Callable[[jax.Array | int], Any], count: int, like: jax.Arr
     return lax.fori_loop(0, count, put, jax.tree.map(whole, jax.eval_shape(lambda: form(0))))
 
 
+def some_tiles(
+    form: Callable[..., jax.Array], x: jax.Array, g: ConvGeometry, elements: int, times: int = 1
+) -> jax.Array:
+    """`form` of the whole input, or tile by tile where its temporaries, `elements` per output, exceed the cache."""
+    tiles = tile(g, x.shape[0], elements, times=times)
+    return form(x, g) if tiles.count == 1 else map_tiles(form, x, g, tiles)
+
+
 def map_tiles(form: Callable[..., jax.Array], x: jax.Array, g: ConvGeometry, tiles: Tiles) -> jax.Array:
     """The forward sum: `form(x, geometry)` of every tile, concatenated."""
     x_tile = _input_tiles(x, g, tiles)
@@ -118,10 +126,11 @@ def sum_tiles(
     delta = pad_axes(delta, [1], [(0, tiles.bands * tiles.rows - delta.shape[1])], 0)
     x_tile = _input_tiles(x, g, tiles)
 
-    def delta_tile(i: jax.Array | int) -> jax.Array:
-        return _band(_images(delta, i, tiles), i, tiles, tiles.rows, tiles.rows)
+    def of_tile(i: jax.Array | int) -> jax.Array:
+        delta_tile = _band(_images(delta, i, tiles), i, tiles, tiles.rows, tiles.rows)
+        return form(x_tile(i), delta_tile, tiles.geometry)
 
-    return _sum(lambda i: form(x_tile(i), delta_tile(i), tiles.geometry), tiles.count, x)
+    return _sum(of_tile, tiles.count, x)
 
 
 def sum_images(
@@ -132,13 +141,13 @@ def sum_images(
     return _sum(lambda i: form(*(chunk(a, i, count, axis=0) for a in (x, delta))), count, x)
 
 
-def _sum(form: Callable[[jax.Array | int], jax.Array], count: int, like: jax.Array) -> jax.Array:
-    """The sum of `form(i)` for `count` values of i, one after the other."""
+def _sum(of_tile: Callable[[jax.Array | int], jax.Array], count: int, like: jax.Array) -> jax.Array:
+    """The sum of `of_tile(i)` for `count` values of i, one after the other."""
     if count == 1:
-        return form(0)
+        return of_tile(0)
     # Zeros that depend on nothing would be allocated for all layers at once, when the program starts.
-    none = after(jnp.zeros_like(like, shape=jax.eval_shape(lambda: form(0)).shape), like)
-    return lax.fori_loop(0, count, lambda i, total: total + form(i), none)
+    none = after(jnp.zeros_like(like, shape=jax.eval_shape(of_tile, 0).shape), like)
+    return lax.fori_loop(0, count, lambda i, total: lax.add(total, of_tile(i)), none)
 
 
 def _input_tiles(x: jax.Array, g: ConvGeometry, tiles: Tiles) -> Callable[..., jax.Array]:

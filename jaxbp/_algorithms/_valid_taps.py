@@ -13,12 +13,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .._geometry import ConvGeometry, Window, outputs_inside
+from .._geometry import ConvGeometry, Problem, Window, outputs_inside
 from ._gemm import read_across
 from ._tiles import map_images, sum_images
 from ._windows import gather_pixels, pad_axes
 
 Slices = tuple[slice, ...]
+
+
+# Taps that are unrolled, each with a gather and a GEMM of its own.
+MOST_TAPS = 16
+
+
+def applies(p: Problem) -> bool:
+    """One group, no zeros between pixels, a few taps."""
+    return p.dense and 1 < p.taps <= MOST_TAPS
+
+
+def run(a: jax.Array, b: jax.Array, p: Problem) -> jax.Array:
+    """A GEMM for each tap."""
+    return kernel_grad(a, b, p.g) if p.out == "kernel" else forward(a, b, p.g, p.out == "x")
 
 
 def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry, back: bool = False) -> jax.Array:

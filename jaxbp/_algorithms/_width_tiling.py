@@ -17,7 +17,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from .._arguments import sum_dtype
-from .._geometry import ConvGeometry, Window, dilated_size
+from .._geometry import ConvGeometry, Problem, Window, dilated_size
+from ._direct import weights as kernel_of
 from ._windows import Form, pad_axes
 
 MAX_TILE_WIDTH = 4
@@ -25,11 +26,37 @@ MAX_TILE_WIDTH = 4
 PRODUCTS_OF_A_COPY = 150
 
 
+def applies(p: Problem) -> bool:
+    """One axis or two, one group, outputs that divide into tiles; a precision asks for products with no zeros."""
+    if not p.dense or p.rank > 2 or p.g.precision is not None or p.taps == 1:
+        return False
+    return p.symbolic or tile_width(p.window, p.features) * p.window.strides[-1] > 1
+
+
+def inside(p: Problem) -> tuple[str, ...]:
+    """The algorithms that the sum of tiles is made for."""
+    if p.platform != "cpu":
+        return ("direct",)
+    return ("im2col", "row_im2col") if p.out == "kernel" and p.rank > 1 else ("im2col",)
+
+
+def inner(p: Problem) -> Problem:
+    """The sum of tiles."""
+    b = tile_width(p.window, p.features)
+    channels, features = b * p.window.strides[-1] * p.channels, b * p.features
+    return p.inside(geometry=tiled(p.g, b), channels=channels, features=features)
+
+
+def run(a: jax.Array, b: jax.Array, p: Problem, of: Form) -> jax.Array:
+    """The sum of tiles, split."""
+    return kernel_grad(a, b, p.g, of) if p.out == "kernel" else forward(a, kernel_of(b, p), p.g, of)
+
+
 def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry, correlate: Form) -> jax.Array:
     """Evaluate the tiled sum with `correlate`, and split its features into outputs."""
     w, features = g.window, kernel.shape[-1]
     b = tile_width(w, features)
-    z = correlate(_pixels_as_channels(x, w, b), _weights(kernel, w, b), tiled(g, b))
+    z = correlate(_pixels_as_channels(x, w, b), _weights(kernel, w, b))
     return z.reshape(x.shape[0], *w.output_shape, features)
 
 
@@ -37,7 +64,7 @@ def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry, form: Form) -> 
     """The kernel's gradient: the sum of the gradients of all w_p."""
     w, features = g.window, delta.shape[-1]
     b = tile_width(w, features)
-    sums = form(_pixels_as_channels(x, w, b), delta.reshape(*delta.shape[:-2], -1, b * features), tiled(g, b))
+    sums = form(_pixels_as_channels(x, w, b), delta.reshape(*delta.shape[:-2], -1, b * features))
     sums = sums.reshape(*w.window_shape[:-1], -1, x.shape[-1], b, features).astype(sum_dtype(sums.dtype))
     starts = range(0, b * w.strides[-1], w.strides[-1])
     parts = [

@@ -22,6 +22,8 @@ Pair = tuple[jax.Array, jax.Array]
 Choice = tuple[str, str]
 Form = Callable[..., jax.Array]
 
+# Taps of a convolution that are unrolled.
+MAX_TAPS = 64
 # Above this many taps a window is pooled separably: as many steps as the sum of its sizes, not as their product.
 TAPS_AT_ONCE = 16
 FEW_TAPS = 8

@@ -15,6 +15,7 @@ Source: Lavin and Gray, "Fast algorithms for convolutional neural networks", 201
 """
 
 import math
+from collections.abc import Callable
 from functools import reduce
 
 import jax
@@ -22,10 +23,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from .._geometry import ConvGeometry
+from .._geometry import ConvGeometry, Problem
 from ._gemm import over_positions
 from ._memory import after, materialize
-from ._tiles import TILE_ELEMENTS, Tiles, largest_divisor, map_tiles, sum_tiles, tile
+from ._tiles import TILE_ELEMENTS, Tiles, chunk, largest_divisor, map_concat, map_tiles, sum_tiles, tile
 from ._windows import pad_to
 
 WEIGHTS = np.array([[0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [1, 0, 0], [0, 0, 1]])
@@ -33,6 +34,41 @@ WEIGHTS = np.array([[0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [1, 0, 0], [0, 0, 1]])
 OUTPUTS, INPUTS = 2, 4
 # Rows of a GEMM, and elements of its factor, that suffice: more images at a time would only take memory.
 MOST_ROWS, MOST_FACTOR = 1000, 64000
+
+
+# Weights (channels times features) that are transformed in one chunk, so that they fit the cache.
+MOST_WEIGHTS = 1 << 17
+
+
+def applies(p: Problem) -> bool:
+    """One axis or two, windows of 3 at stride 1, one group; a precision asks for no differences of inputs."""
+    w = p.window
+    if not p.dense or p.rank > 2 or p.g.precision is not None:
+        return False
+    return set(w.window_shape) == {3} and {*w.strides, *w.dilation} == {1}
+
+
+def run(a: jax.Array, b: jax.Array, p: Problem) -> jax.Array:
+    """Of a chunk of the features at a time where the weights exceed the cache."""
+    features, size = p.features, _features_in_chunk(p)
+    if p.out == "kernel":
+        return _chunks(lambda delta: kernel_grad(a, delta, p.g), b, features // size, b.ndim - 1)
+    back = p.out == "x"
+    return _chunks(lambda kernel: forward(a, kernel, p.g, back), b, features // size, b.ndim - (2 if back else 1))
+
+
+def _features_in_chunk(p: Problem) -> int:
+    """All features, or a part of them where weights are large, and a few parts fit the cache."""
+    weights, part = p.channels * p.features, largest_divisor(p.features, MOST_WEIGHTS // p.channels)
+    most = 2 * MOST_WEIGHTS
+    if p.out == "kernel" and cache_tiles(p.g, p.batch, p.channels, p.features, kernel_grad=True).count > 1:
+        most = 3 * MOST_WEIGHTS // 2
+    return part if weights > most and 4 * p.channels * part >= MOST_WEIGHTS else p.features
+
+
+def _chunks(form: Callable[[jax.Array], jax.Array], a: jax.Array, count: int, axis: int) -> jax.Array:
+    """`form` of one chunk of the features, an axis of `a`, after the other."""
+    return form(a) if count == 1 else map_concat(lambda i: form(chunk(a, i, count, axis)), count, a, a.ndim - 1)
 
 
 def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry, back: bool = False) -> jax.Array:
@@ -97,6 +133,11 @@ def tile_counts(g: ConvGeometry) -> list[int]:
 def _weights(rank: int, dtype: jnp.dtype) -> jax.Array:
     """(4 ** rank, 3 ** rank): the transform of the weights."""
     return jnp.asarray(reduce(np.kron, [WEIGHTS] * rank), dtype)
+
+
+def fills_tiles(p: Problem) -> bool:
+    """Whether outputs fill most of their tiles, so that two products are saved of six at least."""
+    return 2 * p.outputs * p.taps >= 3 * math.prod(tile_counts(p.g)) * INPUTS**p.rank
 
 
 def _tiles_of_input(x: jax.Array, counts: list[int], back: bool = False) -> jax.Array:

@@ -18,6 +18,7 @@ import jax
 
 from .._interrupt import INTERRUPTED, end, on_ctrl_c, undisturbed
 from .._output import picture_file, require_picture, require_writable, write_whole
+from ._algorithms import Choice, measure_choices, summary, to_record
 from ._cases import measure_case, measure_model, warm_up
 from ._measure import cores, machine_limits
 from ._models import MODELS
@@ -25,7 +26,7 @@ from ._plan import plan_text
 from ._programs import WHOLE
 from ._random import random_cases
 from ._result import Result, to_dict
-from ._suite import CASES
+from ._suite import CASES, Case
 from ._table import Table, means
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -72,6 +73,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--random", type=int, metavar="N", help="N layers of random shapes instead of the suite, each family in turn"
     )
     parser.add_argument("--seed", type=int, metavar="S", help="which random layers (default: 0)")
+    parser.add_argument(
+        "--algorithms", action="store_true", help="time every algorithm that applies to each sum, and the chosen one"
+    )
     parser.add_argument("--plan", action="store_true", help="only say which algorithm each sum takes, and why")
     parser.add_argument("--json", metavar="FILE", help="write everything measured there")
     parser.add_argument("--plot", metavar="FILE", help="draw the ratios as bars there (needs matplotlib)")
@@ -104,6 +108,8 @@ def _run(args: argparse.Namespace, chosen: list) -> int:
     print(f"{machine}\n{_load()}")
     record: dict[str, Any] = {"machine": machine}
     warm_up()
+    if args.algorithms:
+        return _algorithms(args, record, chosen)
     names = [item.name for item in chosen]
     if args.models:
         table = Table(names, torch=args.torch, layers=False, errors=False)
@@ -117,39 +123,79 @@ def _run(args: argparse.Namespace, chosen: list) -> int:
         measure = partial(measure_case, dtype=args.dtype, seconds=args.seconds, limits=limits, **options)
     results: list[Result] = []
 
+    def save() -> bool:
+        return _save(args, record, [to_dict(result) for result in results])
+
     def stop() -> None:
-        _save(args, record, results)
+        save()
         _draw(args, machine, results)
         end(_stopped(results, chosen), _summary(results, args.torch))
 
+    def show(item: Any) -> None:
+        results.append(measure(item))
+        _clear_progress()
+        print(table.lines(results[-1]), flush=True)
+
+    print(table.heading(), flush=True)
     try:
         with on_ctrl_c(stop):
-            status = _each(chosen, measure, table, results)
+            status = _each(chosen, show)
     finally:
         with undisturbed:
-            saved = _save(args, record, results)
+            saved = save()
     print(_summary(results, args.torch), flush=True)
     drawn = _draw(args, machine, results)
     broken = any("manual" not in result.times[WHOLE] for result in results)
     return status or (2 if not (saved and drawn) else int(broken))
 
 
-def _each(items: list, measure: Callable[[Any], Result], table: Table, results: list[Result]) -> int:
-    """Measure one after the other into the results, and print each; on Ctrl-C stop."""
-    print(table.heading(), flush=True)
+def _algorithms(args: argparse.Namespace, record: dict[str, Any], cases: list[Case]) -> int:
+    """Time all algorithms of every sum, and say what the chosen ones lose."""
+    choices: list[Choice] = []
+    done: list[Case] = []
+
+    def save() -> bool:
+        if not choices:
+            return True
+        found = to_record(choices)
+        return _save(args, record | {"chosen_over_best": found["chosen_over_best"]}, found["cases"])
+
+    def stop() -> None:
+        save()
+        end(_stopped(done, cases), summary(choices))
+
+    def show(case: Case) -> None:
+        for choice in measure_choices(case, args.dtype, args.seconds):
+            choices.append(choice)
+            _clear_progress()
+            print(choice, flush=True)
+        done.append(case)
+
+    try:
+        with on_ctrl_c(stop):
+            status = _each(cases, show)
+    finally:
+        with undisturbed:
+            saved = save()
+    print(f"\n{summary(choices)}", flush=True)
+    return status or (0 if saved else 2)
+
+
+def _each(items: list, show: Callable[[Any], None]) -> int:
+    """Measure and print one after the other; on Ctrl-C stop."""
+    done = 0
     try:
         for item in _progress(items):
-            results.append(measure(item))
-            _clear_progress()
-            print(table.lines(results[-1]), flush=True)
+            show(item)
+            done += 1
     except KeyboardInterrupt:
         _clear_progress()
-        print(_stopped(results, items), file=sys.stderr)
+        print(f"interrupted after {done} of {len(items)}", file=sys.stderr)
         return INTERRUPTED
     return 0
 
 
-def _stopped(results: list[Result], items: list) -> str:
+def _stopped(results: list, items: list) -> str:
     """The line for Ctrl-C."""
     return f"interrupted after {len(results)} of {len(items)}"
 
@@ -159,11 +205,11 @@ def _summary(results: list[Result], torch: bool) -> str:
     return "\n" + means(results, torch) if results else "nothing was measured"
 
 
-def _save(args: argparse.Namespace, record: dict[str, Any], results: list[Result]) -> bool:
+def _save(args: argparse.Namespace, record: dict[str, Any], cases: list[dict[str, Any]]) -> bool:
     """Write everything measured so far to --json; where that fails, print it, and False."""
-    if args.json is None or not results:
+    if args.json is None or not cases:
         return True
-    text = json.dumps({**record, "cases": [to_dict(result) for result in results]}, indent=2, allow_nan=False) + "\n"
+    text = json.dumps({**record, "cases": cases}, indent=2, allow_nan=False) + "\n"
     try:
         write_whole(args.json, lambda file: file.write_text(text))
     except OSError as error:
@@ -231,6 +277,10 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError("--seed chooses random layers; say how many with --random")
     if args.random is not None and args.models:
         raise ValueError("--random draws single layers; leave out --models")
+    if args.algorithms and (args.models or args.torch or args.errors or args.parts or args.plot is not None):
+        raise ValueError("--algorithms times single sums: leave out --models, --torch, --errors, --parts and --plot")
+    if args.algorithms and args.plan:
+        raise ValueError("--algorithms measures what --plan only names: leave out one of them")
     if args.plan and args.models:
         raise ValueError("--plan is about single layers; leave out --models")
     if args.plan and (args.json is not None or args.plot is not None):

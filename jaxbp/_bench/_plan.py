@@ -1,60 +1,61 @@
-"""Which algorithm evaluates each sum of a case, and why."""
+"""Which algorithms evaluate each sum of a case, and why."""
 
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator
 
 import jax.numpy as jnp
 
+from .. import _plan
 from .._algorithms import _upsample, _windows
-from .._geometry import ConvGeometry, Window, conv_window, dilated_size, make_window, transposed_padding
-from .._plan import _cpu, _cpu_kernel_grad, _gpu
+from .._geometry import ConvGeometry, Problem, Window, conv_window, dilated_size, make_window, transposed_padding
 from ._suite import Case
 
-
-class Step(NamedTuple):
-    """The algorithm of a map on a platform, and why."""
-
-    map: str
-    platform: str
-    algorithm: str
-    reason: str
+SUMS = {"z": "forward", "x": "input gradient", "kernel": "kernel gradient"}
+PLATFORMS = {"cpu": "CPU", "cuda": "GPU"}
 
 
-def plan(case: Case, dtype: str) -> list[Step]:
-    """The algorithm of each map of a convolution or a pool, on a CPU and on an NVIDIA GPU."""
-    if case.pools:
-        window, strides, padding = case.arguments
-        return _pool_plan(case.op, make_window(case.op, case.shapes[0][1:-1], window, strides, padding))
+def problems(case: Case, dtype: str, platform: str) -> dict[str, Problem]:
+    """The three sums of a convolution: "z", "x" and "kernel"."""
     g = geometry(case)
-    sizes = case.shapes[0][0], case.shapes[0][-1], case.shapes[1][-1]
-    itemsize = jnp.dtype(dtype).itemsize
-    return [
-        Step("forward", "CPU", *_cpu.forward_form(g, *sizes)),
-        Step("forward", "GPU", *_gpu.forward_form(g, *sizes)),
-        Step("input gradient", "CPU", *_cpu.input_grad_form(g, *sizes)),
-        Step("input gradient", "GPU", *_gpu.input_grad_form(g, *sizes)),
-        Step("kernel gradient", "CPU", *_cpu_kernel_grad.kernel_grad_form(g, *sizes)),
-        Step("kernel gradient", "GPU", *_gpu.kernel_grad_form(g, *sizes, itemsize)),
-    ]
-
-
-def _pool_plan(op: str, w: Window) -> list[Step]:
-    """The algorithms of a pool's two sums."""
-    if op == "max_pool":
-        forward, back = _windows.max_form(w), _upsample.winners_form(w, chosen=True)
-    else:
-        forward, back = _windows.sum_form(w), _upsample.even_form(w)
-    return [Step("forward", "any", *forward), Step("input gradient", "any", *back)]
+    x, kernel, *_ = case.shapes
+    z = (x[0], *g.window.output_shape, kernel[-1])
+    operands = {"z": (x, kernel), "x": (z, kernel), "kernel": (x, z)}
+    return {out: _plan.problem_of(out, g, a, b, jnp.dtype(dtype), platform) for out, (a, b) in operands.items()}
 
 
 def plan_text(cases: Iterable[Case], dtype: str) -> str:
-    """The plans of some cases, as a table."""
+    """The plans of some cases: each algorithm, with those inside it below it."""
     lines = ["algorithms on a CPU and on an NVIDIA GPU; on other platforms convolutions are direct"]
     for case in cases:
         lines.append(case.name)
-        for step in plan(case, dtype):
-            lines.append(f"  {step.map:15}  {step.platform:3}  {step.algorithm:24}  {step.reason}")
+        if case.pools:
+            lines += [f"  {name:15}  any  {algorithm:24}  {why}" for name, algorithm, why in _pool_plan(case)]
+            continue
+        by_platform = {platform: problems(case, dtype, platform) for platform in PLATFORMS}
+        for out, name in SUMS.items():
+            for platform, shown in PLATFORMS.items():
+                tree = list(_tree(_plan.plan(by_platform[platform][out])))
+                (algorithm, why), *inner = tree
+                lines.append(f"  {name:15}  {shown:3}  {algorithm:24}  {why}")
+                lines += [f"  {'':15}  {'':3}  {algorithm:24}  {why}" for algorithm, why in inner]
     return "\n".join(lines)
+
+
+def _tree(plan: _plan.Plan, depth: int = 0) -> Iterator[tuple[str, str]]:
+    """The names, each indented below the one that it is inside of, and the reasons."""
+    yield "  " * depth + plan.algorithm, plan.why
+    if plan.inner is not None:
+        yield from _tree(plan.inner, depth + 1)
+
+
+def _pool_plan(case: Case) -> list[tuple[str, str, str]]:
+    """The algorithms of a pool's two sums, and why."""
+    size, strides, padding = case.arguments
+    w: Window = make_window(case.op, case.shapes[0][1:-1], size, strides, padding)
+    if case.op == "max_pool":
+        forward, back = _windows.max_form(w), _upsample.winners_form(w, chosen=True)
+    else:
+        forward, back = _windows.sum_form(w), _upsample.even_form(w)
+    return [("forward", *forward), ("input gradient", *back)]
 
 
 def geometry(case: Case) -> ConvGeometry:

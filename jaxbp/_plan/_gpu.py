@@ -1,4 +1,4 @@
-"""Which algorithm evaluates a sum on an NVIDIA GPU, and why. One function per sum, as `_cpu` has them for a CPU.
+"""Which algorithm evaluates a sum on an NVIDIA GPU, and why: a table for each sum.
 
 Measured on two GPUs (BENCHMARKS.md). cuDNN's own sums are hard to beat where XLA finds the right one of them, where
 channels fill their tiles, and in at most two dimensions. All else is brought there.
@@ -6,13 +6,10 @@ channels fill their tiles, and in at most two dimensions. All else is brought th
 
 import math
 
-from .._algorithms import _width_tiling
-from .._algorithms._windows import Choice
-from .._geometry import ConvGeometry, Window, is_static, transposed
-from ._cpu import steps_over_zeros
-from ._limits import MAX_TAPS, as_patches, kernel_grad_over_zeros, non_overlapping
+from .._algorithms._windows import MAX_TAPS
+from .._geometry import Problem, Window, as_patches, non_overlapping, transposed
+from ._row import Row, always
 
-# Thresholds, measured.
 FEW_CHANNELS = 8
 NARROW = 16  # channels
 SMALL_WINDOW = 9  # taps
@@ -20,77 +17,81 @@ LARGE_WINDOW = 49  # taps
 HALF = 2  # bytes of an element
 
 
-def forward_form(g: ConvGeometry, batch: int, channels: int, features: int, back: bool = False) -> Choice:
-    """The algorithm of a forward sum. `back`: of delta and the rotated kernel, as the input's gradient."""
-    w, groups = g.window, g.feature_group_count
-    if not is_static((batch, *w.input_shape, *w.output_shape)):
-        return "direct", "sizes are symbolic"
-    if groups == 1 and _suits_gemm(as_patches(w), channels):
-        return "gemm", "windows do not overlap: one GEMM"
-    if groups == 1 and _suits_gemm(as_patches(transposed(w)), features):
-        return "transposed gemm", "windows do not overlap: one GEMM, its results put in place"
-    if any(d > 1 for d in w.input_dilation):
-        if groups == 1 and not steps_over_zeros(w) and (not back or features <= FEW_CHANNELS or w.rank > 2):
-            return "subpixel", "input dilation: more features on the input without zeros, then depth-to-space"
-        return "direct", "cuDNN has the gradient of a strided convolution's input"
-    if groups > 1:
-        if w.rank == 1 and channels == groups and w.taps <= MAX_TAPS:
-            return "shift_add", "depthwise in one dimension: a short elementwise sum"
-        return "direct", "cuDNN has groups"
-    if w.rank > 2 and w.window_shape[0] <= MAX_TAPS and features > FEW_CHANNELS:
-        return "fold_axis", "XLA keeps channels last in at most two dimensions"
-    if _suits_width_tiling(g, channels, features):
-        return "width_tiling", "few channels do not fill cuDNN's tiles: those of neighbouring pixels are combined"
-    return "direct", "what cuDNN does best"
-
-
-def input_grad_form(g: ConvGeometry, batch: int, channels: int, features: int) -> Choice:
-    """The algorithm of the input's gradient, which is a forward sum of delta and the rotated kernel."""
-    return forward_form(g._replace(window=transposed(as_patches(g.window))), batch, features, channels, back=True)
-
-
-def kernel_grad_form(g: ConvGeometry, batch: int, channels: int, features: int, itemsize: int) -> Choice:
-    """The algorithm of the kernel's gradient, for elements of so many bytes."""
-    w, groups = g.window, g.feature_group_count
-    if not is_static((batch, *w.input_shape, *w.output_shape)):
-        return "direct", "sizes are symbolic"
-    if over_zeros := kernel_grad_over_zeros(w):
-        return over_zeros
-    if groups == 1 and _suits_gemm(as_patches(w), channels):
-        return "gemm", "windows do not overlap: one GEMM"
-    if any(d > 1 for d in w.dilation) and set(w.strides) == {1}:
-        return "space_to_batch", "XLA finds cuDNN's sum only without dilation, as in every phase"
-    if groups > 1:
-        large = itemsize > HALF and w.taps >= LARGE_WINDOW
-        if channels == groups and (large or (w.rank == 1 and w.taps <= MAX_TAPS)):
-            return "reductions", "depthwise, many taps: one reduction for each tap"
-        return "batch_group_count", "cuDNN has groups; batch and channels swapped by dimension numbers, not transposed"
-    if w.rank > 2 and w.window_shape[0] <= MAX_TAPS and not FEW_CHANNELS < channels <= NARROW:
-        return "fold_axis", "XLA keeps channels last in at most two dimensions"
-    if _suits_width_tiling(g, channels, features) and (channels <= 2 or itemsize <= HALF):
-        return "width_tiling", "few channels do not fill cuDNN's tiles: those of neighbouring pixels are combined"
-    if itemsize <= HALF:
-        return "half", "cuDNN accumulates in float32 by itself: no cast"
-    return "direct", "what cuDNN does best"
-
-
-def _suits_gemm(w: Window, channels: int) -> bool:
+def _copies_little(w: Window, channels: int) -> bool:
     """Whether windows do not overlap, and their copy costs less than cuDNN loses."""
     whole = math.prod(w.output_shape) == 1 or (w.taps == 1 and set(w.strides) <= {1})
     return non_overlapping(w) and (whole or w.rank > 2 or (w.taps > 1 and channels <= NARROW))
 
 
-def _suits_width_tiling(g: ConvGeometry, channels: int, features: int) -> bool:
-    """Whether channels are few, and tiling makes more of them. A precision asks for the direct sum."""
-    w = g.window
-    if (
-        g.precision is not None
-        or w.rank not in (1, 2)
-        or channels > FEW_CHANNELS
-        or w.taps == 1
-        # Small windows of some channels gain nothing in a whole program: the outputs are written twice.
-        or (channels > 2 and w.taps <= SMALL_WINDOW)
-        or set(w.input_dilation) != {1}
-    ):
-        return False
-    return _width_tiling.tile_width(w, features) * w.strides[-1] > 1
+def _suits_gemm(p: Problem) -> bool:
+    """The same of the windows, or of those of the transposed convolution."""
+    back = p.out != "kernel" and _copies_little(as_patches(transposed(p.window)), p.features)
+    return back or _copies_little(as_patches(p.window), p.channels)
+
+
+def _few_channels(p: Problem) -> bool:
+    """Whether channels are few; small windows of some channels gain nothing, as outputs are written twice."""
+    return p.channels <= (2 if p.taps <= SMALL_WINDOW else FEW_CHANNELS)
+
+
+GEMM = Row(_suits_gemm, "gemm", "windows do not overlap: one GEMM")
+DEPTHWISE = Row(
+    lambda p: p.group_channels == 1 < p.groups and p.rank == 1 and p.taps <= MAX_TAPS,
+    "shift_add",
+    "depthwise in one dimension: short elementwise sums",
+)
+FOLD = Row(lambda p: p.features > FEW_CHANNELS, "fold_axis", "XLA keeps channels last in at most two dimensions")
+NARROW_TILES = "few channels do not fill cuDNN's tiles: those of neighbouring pixels are combined"
+SUBPIXEL = "input dilation: more features on the input without zeros, then depth-to-space"
+CUDNN = Row(always, "direct", "what cuDNN does best")
+
+TABLES = {
+    "z": [
+        GEMM,
+        Row(lambda p: p.groups == 1, "subpixel", SUBPIXEL),
+        DEPTHWISE,
+        FOLD,
+        Row(_few_channels, "width_tiling direct", NARROW_TILES),
+        CUDNN,
+    ],
+    "x": [
+        GEMM,
+        Row(lambda p: p.groups == 1 and (p.features <= FEW_CHANNELS or p.rank > 2), "subpixel", SUBPIXEL),
+        DEPTHWISE,
+        FOLD,
+        Row(_few_channels, "width_tiling direct", NARROW_TILES),
+        CUDNN,
+    ],
+    "kernel": [
+        Row(lambda p: p.over_zeros, "swap_operands", "input dilation: with input and delta swapped, it is a stride"),
+        Row(lambda p: p.over_zeros, "direct", "both strides and input dilation"),
+        GEMM,
+        Row(
+            lambda p: p.groups == 1 or not p.strided,
+            "space_to_batch",
+            "XLA finds cuDNN's sum only without dilation, as in every phase",
+        ),
+        DEPTHWISE,
+        Row(
+            lambda p: p.group_channels == 1 < p.groups and p.dtype.itemsize > HALF and p.taps >= LARGE_WINDOW,
+            "shift_add",
+            "depthwise, many taps: one reduction for each tap",
+        ),
+        Row(
+            lambda p: p.groups > 1,
+            "batch_group_count",
+            "cuDNN has groups; batch and channels swapped by dimension numbers, not transposed",
+        ),
+        Row(
+            lambda p: not FEW_CHANNELS < p.channels <= NARROW,
+            "fold_axis",
+            "XLA keeps channels last in at most two dimensions",
+        ),
+        Row(
+            lambda p: _few_channels(p) and (p.channels <= 2 or p.dtype.itemsize <= HALF),
+            "width_tiling direct",
+            NARROW_TILES,
+        ),
+        CUDNN,
+    ],
+}

@@ -30,11 +30,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from ._arguments import keeping_64_bits
-from ._compare_cost import Cost, measure
-from ._compare_report import Comparison
-from ._compare_rows import failed, gradient_rows, transform_rows
-from ._compare_witnesses import Call, ask, is_inexact, outputs, run, words
+from .._arguments import keeping_64_bits
+from ._cost import Cost, measure
+from ._report import Comparison
+from ._rows import failed, gradient_rows, transform_rows
+from ._witnesses import Call, ask, is_inexact, outputs, run, words
 
 TRANSFORMS = ("jit", "vmap", "second")
 

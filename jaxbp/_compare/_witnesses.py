@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._compare_cost import in_one_line
+from ._cost import in_one_line
 
 Arrays = list[np.ndarray]
 

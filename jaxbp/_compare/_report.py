@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from ._compare_cost import Cost
+from ._cost import Cost
 
 WIDTH = 100
 

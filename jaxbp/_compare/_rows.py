@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._compare_hints import name_mistake
-from ._compare_report import Row
-from ._compare_witnesses import (
+from ._hints import name_mistake
+from ._report import Row
+from ._witnesses import (
     FLOOR,
     Arrays,
     Judgement,

@@ -8,7 +8,6 @@ import importlib
 import importlib.util
 import inspect
 import json
-import os
 import sys
 import sysconfig
 import traceback
@@ -20,10 +19,10 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from ._compare import TRANSFORMS, compare
-from ._compare_report import Comparison
-from ._interrupt import end, on_ctrl_c, undisturbed
-from ._output import require_writable, write_whole
+from .._interrupt import end, on_ctrl_c, undisturbed
+from .._output import require_writable, write_whole
+from . import TRANSFORMS, compare
+from ._report import Comparison
 
 
 class Case(NamedTuple):
@@ -297,7 +296,7 @@ def _own_line(error: BaseException) -> str:
     """The error in one line, with the last file and line of the user's own that led to it."""
     text = f"{type(error).__name__}: {error}"
     paths = sysconfig.get_paths()
-    others = (paths["stdlib"], paths["purelib"], paths["platlib"], os.path.dirname(__file__), "<")
+    others = (paths["stdlib"], paths["purelib"], paths["platlib"], str(Path(__file__).parents[1]), "<")
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(others)]
     if isinstance(error, SyntaxError) and error.filename and not error.filename.startswith("<"):
         text = f"{error.filename}:{error.lineno}: {type(error).__name__}: {error.msg}"

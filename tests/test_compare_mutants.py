@@ -1,8 +1,8 @@
-"""Ten planted mistakes and many right rules: what check_vjp misses, next to JAX's and chex's gradient checks.
+"""Ten mutants and many right rules: what check_vjp misses, next to JAX's and chex's gradient checks.
 
 By default a part of the cases runs, with check_vjp alone; JAXBP_FULL=1 runs all of them, and so does
 
-    python tests/test_compare_planted.py
+    python tests/test_compare_mutants.py
 
 which prints the tables that the README shows.
 """
@@ -136,7 +136,7 @@ POOL_MISTAKES = (
 )
 
 
-def planted(function: Callable, mistake: Mistake) -> Callable:
+def mutant_of(function: Callable, mistake: Mistake) -> Callable:
     """`function` with a hand-written rule that makes the mistake."""
     manual = jax.custom_vjp(lambda *args: function(*args))
 
@@ -188,7 +188,7 @@ def alarms(manual, automatic, args) -> tuple[Any, ...]:
     return not report.ok, *theirs, " | ".join(row.hint for row in report.rows)
 
 
-def planted_cases():
+def mutant_cases():
     """(op, mistakes, automatic function, shapes) of every op and batch."""
     for name, (kernel, make) in CONVS.items():
         for image in IMAGES:
@@ -208,7 +208,7 @@ def group(dtype) -> str:
 class Counts(NamedTuple):
     """(dtypes, mistake) -> [cases, caught by each tool, named by our hint]; what ours missed or did not name."""
 
-    planted: dict[tuple[str, str], list[int]]
+    mutants: dict[tuple[str, str], list[int]]
     missed: list[str]
     unnamed: list[str]
     false: dict[str, list[int]]
@@ -218,15 +218,15 @@ class Counts(NamedTuple):
 def count(geometries: int) -> Counts:
     """Plant every mistake in every op, and check right rules of random geometries."""
     found = Counts(defaultdict(lambda: [0] * (2 + len(TOOLS))), [], [], defaultdict(lambda: [0] * (1 + len(TOOLS))), [])
-    for name, mistakes, function, shapes in planted_cases():
+    for name, mistakes, function, shapes in mutant_cases():
         # With one image there is no difference between the first and all.
         mistakes = [m for m in mistakes if shapes[0][0] > 1 or "first image" not in m.name]
         for dtype in DTYPES if FULL else PART[name, shapes[0]]:
             args = arguments(function, mistakes, shapes, dtype)
             for mistake in mistakes:
-                *caught, hints = alarms(planted(function, mistake), function, args)
+                *caught, hints = alarms(mutant_of(function, mistake), function, args)
                 named = all(word in hints for word in mistake.words)
-                add(found.planted[group(dtype), mistake.name], (1, *caught, named))
+                add(found.mutants[group(dtype), mistake.name], (1, *caught, named))
                 case = f"{mistake.name}: {name} {shapes[0]} {dtype}: {hints}"
                 if not caught[0]:
                     found.missed.append(case)
@@ -284,7 +284,7 @@ def table(found: Counts) -> str:
             f"| {dtypes} | cases | {' | '.join(TOOLS)} | named by the hint |",
             "| --- " * (3 + len(TOOLS)) + "|",
         ]
-        rows = [(name, found.planted[dtypes, name]) for name in order if (dtypes, name) in found.planted]
+        rows = [(name, found.mutants[dtypes, name]) for name in order if (dtypes, name) in found.mutants]
         total = [sum(column) for column in zip(*(row for _, row in rows), strict=True)]
         for name, row in [*rows, ("**caught**", total)]:
             lines.append(f"| {name} | {' | '.join(map(str, row))} |")
@@ -297,12 +297,12 @@ def found() -> Counts:
     return count(500 if FULL else 9)
 
 
-def test_no_planted_mistake_is_missed(found, capsys):
+def test_no_mutant_is_missed(found, capsys):
     with capsys.disabled():
         print(table(found))
         if not FULL:
             print("A part of the cases; JAXBP_FULL=1 runs every op, and 500 random geometries.")
-    assert len({name for _, name in found.planted}) == 10
+    assert len({name for _, name in found.mutants}) == 10
     assert not found.missed, "\n".join(found.missed)
 
 
@@ -312,8 +312,8 @@ def test_no_right_rule_is_called_wrong(found):
 
 def test_the_hints_name_at_least_eight_of_ten(found):
     """A mistake counts as named when it is named in every case of it."""
-    always = {name for (_, name), (cases, *_, named) in found.planted.items() if named == cases}
-    always -= {name for (_, name), (cases, *_, named) in found.planted.items() if named != cases}
+    always = {name for (_, name), (cases, *_, named) in found.mutants.items() if named == cases}
+    always -= {name for (_, name), (cases, *_, named) in found.mutants.items() if named != cases}
     assert len(always) >= 8, "\n".join(found.unnamed)
 
 

@@ -1,4 +1,4 @@
-"""Mistakes planted into the sums' entry points: the checks of test_conv and test_pool must fail on every one of them."""
+"""Mutants of the sums: the checks of test_conv and test_pool must fail on every one of them."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,8 @@ import test_pool
 
 import jaxbp
 from cases import CONVS, POOLS, integers
-from jaxbp import _plan
+from jaxbp import _plan, _sums
+from jaxbp._algorithms import _pools
 
 
 def first_row_lost(y):
@@ -47,26 +48,27 @@ def not_summed(y):
     return y / 2
 
 
-# An entry point of `_plan`, and what is done to its result.
-CONV_MISTAKES = [
-    ("conv_forward", first_row_lost),
-    ("conv_forward", last_corner_lost),
-    ("conv_forward", slightly_larger),
-    ("conv_input_grad", zero),
-    ("conv_input_grad", first_row_lost),
-    ("conv_input_grad", last_corner_lost),
-    ("conv_input_grad", one_element_larger),
-    ("conv_input_grad", rounded),
-    ("conv_input_grad", first_image_only),
-    ("conv_kernel_grad", taps_exchanged),
-    ("conv_kernel_grad", slightly_larger),
-    ("conv_kernel_grad", not_summed),
+# A sum, and what is done to its result.
+CONV_MUTANTS = [
+    ("z", first_row_lost),
+    ("z", last_corner_lost),
+    ("z", slightly_larger),
+    ("x", zero),
+    ("x", first_row_lost),
+    ("x", last_corner_lost),
+    ("x", one_element_larger),
+    ("x", rounded),
+    ("x", first_image_only),
+    ("kernel", taps_exchanged),
+    ("kernel", slightly_larger),
+    ("kernel", not_summed),
 ]
-POOL_MISTAKES = [
-    ("upsample_maxima", zero),
-    ("upsample_maxima", first_row_lost),
-    ("upsample_maxima", one_element_larger),
-    ("upsample_maxima", first_image_only),
+# A map of pools, and what is done to its result.
+POOL_MUTANTS = [
+    ("upsample_winners", zero),
+    ("upsample_winners", first_row_lost),
+    ("upsample_winners", one_element_larger),
+    ("upsample_winners", first_image_only),
     ("upsample_evenly", slightly_larger),
     ("upsample_evenly", last_corner_lost),
     ("window_sum", first_row_lost),
@@ -82,35 +84,32 @@ def assert_both_checks_fail():
         test_conv.check_against_twin(CONVS["defaults"], jax.jit)
 
 
-@pytest.fixture
-def plant(monkeypatch):
-    """Replace an entry point by one that spoils its result."""
+def spoil_sum(monkeypatch, out, spoil):
+    """Replace the evaluation of one of the three sums by one whose result `spoil(result, *operands)` changes."""
+    right = _plan.evaluate
 
-    def replace(name, spoil):
-        right = getattr(_plan, name)
-        monkeypatch.setattr(_plan, name, lambda *args: spoil(right(*args)))
+    def wrong(plan, a, b, dtype):
+        return spoil(right(plan, a, b, dtype)) if plan.problem.out == out else right(plan, a, b, dtype)
 
-    return replace
+    monkeypatch.setattr(_plan, "evaluate", wrong)
 
 
-@pytest.mark.parametrize(("name", "spoil"), CONV_MISTAKES, ids=[f"{n}-{s.__name__}" for n, s in CONV_MISTAKES])
-def test_conv_mistake_is_found(plant, name, spoil):
-    plant(name, spoil)
+@pytest.mark.parametrize(("name", "spoil"), CONV_MUTANTS, ids=[f"{n}-{s.__name__}" for n, s in CONV_MUTANTS])
+def test_conv_mutant_is_found(monkeypatch, name, spoil):
+    spoil_sum(monkeypatch, name, spoil)
     assert_both_checks_fail()
 
 
 @pytest.mark.parametrize(
     "wrong", ["kernel not rotated", "bias averaged", "bias of the first image", "gradients exchanged"]
 )
-def test_mistake_in_the_rule_is_found(monkeypatch, wrong):
+def test_mutant_of_the_rule_is_found(monkeypatch, wrong):
     """Mistakes that a rule could make with sums that are right."""
-    right = _plan.conv_input_grad
-    mistakes = {
-        "kernel not rotated": ("conv_input_grad", lambda d, k, g: right(d, jaxbp.rot180(k), g)),
-        "gradients exchanged": ("conv_input_grad", lambda d, k, g: right(d[::-1], k, g)),
-    }
-    if wrong in mistakes:
-        monkeypatch.setattr(_plan, *mistakes[wrong])
+    right = _sums.input_grad
+    if wrong == "kernel not rotated":
+        monkeypatch.setattr(_sums, "input_grad", lambda d, k, g, first=None: right(d, jaxbp.rot180(k), g))
+    elif wrong == "gradients exchanged":
+        monkeypatch.setattr(_sums, "input_grad", lambda d, k, g, first=None: right(d[::-1], k, g))
     elif wrong == "bias averaged":
         monkeypatch.setattr("jaxbp._conv._sum_to_channels", lambda delta: delta.mean((0, 1, 2)))
     else:
@@ -118,9 +117,10 @@ def test_mistake_in_the_rule_is_found(monkeypatch, wrong):
     assert_both_checks_fail()
 
 
-@pytest.mark.parametrize(("name", "spoil"), POOL_MISTAKES, ids=[f"{n}-{s.__name__}" for n, s in POOL_MISTAKES])
-def test_pool_mistake_is_found(plant, name, spoil):
-    plant(name, spoil)
+@pytest.mark.parametrize(("name", "spoil"), POOL_MUTANTS, ids=[f"{n}-{s.__name__}" for n, s in POOL_MUTANTS])
+def test_pool_mutant_is_found(monkeypatch, name, spoil):
+    right = getattr(_pools, name)
+    monkeypatch.setattr(_pools, name, lambda *args, **keywords: spoil(right(*args, **keywords)))
     case = POOLS["overlap, same"]
     inputs = integers(1, case.inputs)
     with pytest.raises(AssertionError):
@@ -129,14 +129,14 @@ def test_pool_mistake_is_found(plant, name, spoil):
 
 def test_ties_to_the_last_are_found(monkeypatch):
     """Small integers have ties: a pool that breaks them in the other order has other gradients."""
-    right = _plan.max_and_winners
+    right = _pools.max_and_winners
     reverse = (slice(None), slice(None, None, -1), slice(None, None, -1))
 
     def last(x, w):
         pooled, winners = right(x[reverse], w)
         return pooled[reverse], (w.taps - 1 - winners[reverse].astype(jnp.int32)).astype(winners.dtype)
 
-    monkeypatch.setattr(_plan, "max_and_winners", last)
+    monkeypatch.setattr(_pools, "max_and_winners", last)
     case = POOLS["stride 1, same"]
     inputs = integers(1, case.inputs)
     with pytest.raises(AssertionError):

@@ -1,0 +1,19 @@
+"""A row of a table: an algorithm, and where it is fast."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from .._geometry import Problem
+
+
+class Row(NamedTuple):
+    """`algorithm` where it applies and `when` holds. It may name what is inside of it: "width_tiling im2col"."""
+
+    when: Callable[[Problem], bool]
+    algorithm: str
+    why: str
+
+
+def always(p: Problem) -> bool:
+    """Wherever the algorithm applies."""
+    return True
