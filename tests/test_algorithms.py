@@ -154,7 +154,6 @@ SLIDING = {
     "per_group": anything,
     "fold_axis": more_axes,
     "swap_operands": large_window,
-    "pad_row": along_axes,
 }
 KERNEL_GRADIENTS = {
     "direct": anything,
@@ -181,7 +180,7 @@ FORMS = [
     Form("subpixel", "z", without_wide_steps, "cuda"),
 ]
 # The algorithms that work tile by tile.
-TILED = ("kn2row", "im2col", "row_im2col", "winograd", "valid_taps", "pad_row", "subpixel", "gemm")
+TILED = ("kn2row", "im2col", "row_im2col", "winograd", "valid_taps", "subpixel", "gemm")
 
 
 def name_of(form: Form) -> str:

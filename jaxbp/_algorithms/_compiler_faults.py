@@ -4,11 +4,11 @@
 | --- | --- | --- | --- |
 | XLA:CPU reads outside of the input where padding crops one end of an axis and extends the other | 0.10.2 to 0.12.0.1 | https://github.com/openxla/xla/issues/48713 | `crop_first` |
 | XLA:CPU aborts the process where it swaps a window and an input of fewer pixels, and they differ along an axis that it takes for groups (`is_group_dim` in `SwapConvolutionOperandsIfBeneficial`) | 0.10.2 to 0.12.0.1 | not reported | `append_zeros` |
-| XLA:CPU gathers no windows where nothing is padded: half the speed, or a twentieth | up to 0.10 | mended in 0.11 | `_pad_row` |
+| XLA:CPU gathers no windows where nothing is padded: half the speed, or a twentieth | up to 0.10 | mended in 0.11 | `pad_row` |
 """  # noqa: E501
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +16,13 @@ import jaxlib
 from jax import lax
 from jax.core import max_dim
 
-from .._geometry import Ints, Pairs, dilated_size, is_static
+from .._geometry import ConvGeometry, Ints, Pairs, Problem, dilated_size, is_static
+from ._tiles import some_tiles
 
 # The compiler that does not gather windows without padding.
 OLD_COMPILER = jaxlib.version.__version_info__ < (0, 11)
+# Elements that windows gather, from which on that shows.
+FEWEST_GATHERED = 1 << 18
 
 
 def crop_first(
@@ -64,3 +67,23 @@ def append_zeros(
     config = [(0, zeros, 0) for zeros in more]
     kernel = lax.pad(kernel, jnp.zeros((), kernel.dtype), [*config, (0, 0, 0), (0, 0, 0)])
     return kernel, tuple((low, high + zeros) for (low, high), zeros in zip(padding, more, strict=True))
+
+
+def reads_in_place(p: Problem) -> bool:
+    """Whether the compiler gathers no windows, as nothing is padded, and there is much to gather."""
+    unpadded = OLD_COMPILER and p.platform == "cpu" and not any(map(any, p.window.padding))
+    return unpadded and p.dense and p.rank == 2 and p.positions * p.columns >= FEWEST_GATHERED
+
+
+def pad_row(correlate: Callable[..., jax.Array], x: jax.Array, p: Problem) -> jax.Array:
+    """`correlate(x, geometry)` with one more row of outputs, which reads padding, and without that row afterwards."""
+
+    def padded(x: jax.Array, g: ConvGeometry) -> jax.Array:
+        w = g.window
+        (low, _), *others = w.padding
+        rows, *rest = w.output_shape
+        read = rows * w.strides[0] + dilated_size(w.window_shape[0], w.dilation[0])
+        pads = ((low, read - low - w.input_shape[0]), *others)
+        return correlate(x, g._replace(window=w._replace(padding=pads, output_shape=(rows + 1, *rest))))[:, :rows]
+
+    return some_tiles(padded, x, p.g, p.features, times=4)

@@ -32,10 +32,8 @@ from ._windows import pad_to
 WEIGHTS = np.array([[0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [1, 0, 0], [0, 0, 1]])
 # Along an axis, a tile's pixels: outputs, and inputs with those that it shares with the next tile.
 OUTPUTS, INPUTS = 2, 4
-# Rows of a GEMM, and elements of its factor, that suffice: more images at a time would only take memory.
-MOST_ROWS, MOST_FACTOR = 1000, 64000
-
-
+# Elements of a GEMM's factor, and its rows for each channel, that suffice: more images would only take memory.
+MOST_FACTOR, ROWS_FOR_CHANNEL = 64000, 15
 # Weights (channels times features) that are transformed in one chunk, so that they fit the cache.
 MOST_WEIGHTS = 1 << 17
 
@@ -120,7 +118,8 @@ def cache_tiles(g: ConvGeometry, batch: int, channels: int, features: int, kerne
     tiles = tile(g, batch, per_output, OUTPUTS, times=times)
     if kernel_grad or tiles.bands > 1:
         return tiles
-    rows = max(MOST_ROWS, MOST_FACTOR // max(channels, features))
+    wide = max(channels, features)
+    rows = max(MOST_FACTOR // wide, ROWS_FOR_CHANNEL * wide)
     images = largest_divisor(tiles.images, max(2, rows // math.prod(tile_counts(g))))
     return tiles._replace(count=batch // images, images=images)
 

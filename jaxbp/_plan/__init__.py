@@ -19,7 +19,6 @@ from .._algorithms import (
     _gemm,
     _im2col,
     _kn2row,
-    _pad_row,
     _per_group,
     _row_im2col,
     _shift_add,
@@ -40,7 +39,7 @@ ALGORITHMS = {
     module.__name__.rsplit("._", 1)[-1]: module
     for module in (
         *(_direct, _gemm, _im2col, _row_im2col, _kn2row, _valid_taps, _width_tiling, _space_to_batch, _subpixel),
-        *(_winograd, _shift_add, _per_group, _fold_axis, _swap_operands, _pad_row, _batch_group_count),
+        *(_winograd, _shift_add, _per_group, _fold_axis, _swap_operands, _batch_group_count),
     )
 }
 TABLES = {"cpu": _cpu.TABLES, "cuda": _gpu.TABLES}
