@@ -2,7 +2,7 @@
 
 | fault | seen in jaxlib | upstream | written around by |
 | --- | --- | --- | --- |
-| XLA:CPU reads outside of the input where padding crops one end of an axis and extends the other | 0.10.2 to 0.12.0.1 | https://github.com/openxla/xla/issues/48713 | `crop_first` |
+| XLA:CPU reads outside of the input where padding crops one end of an axis and extends the other | 0.10 | https://github.com/openxla/xla/issues/48713 | `crop_first` |
 | XLA:CPU aborts the process where it swaps a window and an input of fewer pixels, and they differ along an axis that it takes for groups (`is_group_dim` in `SwapConvolutionOperandsIfBeneficial`) | 0.10.2 to 0.12.0.1 | not reported | `append_zeros` |
 | XLA:CPU gathers no windows where nothing is padded: half the speed, or a twentieth | up to 0.10 | mended in 0.11 | `pad_row` |
 """  # noqa: E501

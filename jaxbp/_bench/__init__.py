@@ -109,7 +109,7 @@ def _run(args: argparse.Namespace, chosen: list) -> int:
     record: dict[str, Any] = {"machine": machine}
     warm_up()
     if args.algorithms:
-        return _algorithms(args, record, chosen)
+        return _time_algorithms(args, record, chosen)
     names = [item.name for item in chosen]
     if args.models:
         table = Table(names, torch=args.torch, layers=False, errors=False)
@@ -149,7 +149,7 @@ def _run(args: argparse.Namespace, chosen: list) -> int:
     return status or (2 if not (saved and drawn) else int(broken))
 
 
-def _algorithms(args: argparse.Namespace, record: dict[str, Any], cases: list[Case]) -> int:
+def _time_algorithms(args: argparse.Namespace, record: dict[str, Any], cases: list[Case]) -> int:
     """Time all algorithms of every sum, and say what the chosen ones lose."""
     choices: list[Choice] = []
     done: list[Case] = []

@@ -76,6 +76,8 @@ def plan(p: Problem) -> Plan:
         return with_algorithm(p, "direct", "sizes are symbolic")
     if not jnp.issubdtype(p.dtype, jnp.floating):
         return with_algorithm(p, "direct", "the numbers are no floating-point ones")
+    if p.platform == "cuda" and p.geometry.preferred_element_type is not None:
+        return with_algorithm(p, "direct", "cuDNN accumulates in the dtype that is asked for")
     return _by_table(p)
 
 

@@ -2,7 +2,7 @@
 
 By default a part of the cases runs, with check_vjp alone; JAXBP_FULL=1 runs all of them, and so does
 
-    python tests/test_compare_mutants.py
+    python tests/compare/test_compare_mutants.py
 
 which prints the tables that the README shows.
 """

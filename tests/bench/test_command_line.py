@@ -20,7 +20,7 @@ from jaxbp import _bench, _interrupt, _output
 from jaxbp._bench import _measure
 from jaxbp._compare import _command
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted(path.stem for path in (ROOT / "examples").glob("*.py") if "def main(" in path.read_text())
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
 POOLS = ["--filter", "^average pool:", "--seconds", "2"]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[1] / "examples" / "data_parallel.py"
+SCRIPT = Path(__file__).parents[2] / "examples" / "data_parallel.py"
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -1,6 +1,6 @@
 """Random arguments of convolutions and pools: against the loops, bit for bit, and lax where it has an answer.
 
-By default a few fixed cases; `JAXBP_EXAMPLES=5000 pytest tests/test_random.py` tries as many new ones of each.
+By default a few fixed cases; `JAXBP_EXAMPLES=5000 pytest tests/ops/test_random.py` tries as many new ones of each.
 """
 
 import itertools

@@ -1,10 +1,14 @@
 """README's tables of support, made from the very lists that the tests iterate over.
 
-`python tests/support_table.py` prints what belongs between the two comments in README.md.
+`python tests/docs/support_table.py` prints what belongs between the two comments in README.md.
 """
 
 import inspect
+import sys
+from pathlib import Path
 from typing import Any
+
+sys.path[:0] = [str(Path(__file__).parents[1] / folder) for folder in ("", "ops", "transforms")]
 
 import conftest  # noqa: F401  (its settings come before any other use of JAX)
 import test_conv

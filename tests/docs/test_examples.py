@@ -18,7 +18,7 @@ from sklearn.datasets import load_digits
 
 import jaxbp
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 ENVIRONMENT = {
     **os.environ,

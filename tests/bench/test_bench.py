@@ -16,10 +16,10 @@ import pytest
 import jaxbp
 from jaxbp import __main__ as command_line
 from jaxbp import _bench
-from jaxbp._bench import _cases, _measure, _models, _plan, _programs, _result, _table
+from jaxbp._bench import _algorithms, _cases, _measure, _models, _plan, _programs, _result, _table
 from jaxbp._bench._random import NUMBERS, OPERATIONS, random_cases
 from jaxbp._bench._suite import CASES, Case, operations, traffic
-from jaxbp._plan import ALGORITHMS, plan
+from jaxbp._plan import ALGORITHMS, candidates, plan
 
 ONE = "^average pool: global average pool 7x7/1 1x7x7x2048$"
 TWO = "^average pool: global"
@@ -314,6 +314,61 @@ def test_the_plan_is_what_runs(case):
         }
 
 
+# ------------------------------------------------------------------------------------------- all algorithms
+
+
+def test_algorithms_are_timed_and_the_chosen_one_compared(quick, capsys, tmp_path):
+    file = tmp_path / "choices.json"
+    assert bench("--algorithms", "--filter", "lenet 5x5 1x28x28x1->6", "--json", str(file)) == 0
+    out = capsys.readouterr().out
+    record = json.loads(file.read_text())
+    assert f"chosen over best: {record['chosen_over_best']:.3f} (geometric mean of 3 sums)" in out
+    case = next(case for case in CASES if case.name == "lenet 5x5 1x28x28x1->6")
+    for each, p in zip(record["cases"], _plan.problems(case, "float32", "cpu").values(), strict=True):
+        assert set(each) == {"layer", "sum", "chosen", "best", "ms"}
+        assert each["layer"] == case.name and each["chosen"] == str(plan(p)) and each["best"] in each["ms"]
+        assert set(each["ms"]) >= {str(candidate) for candidate in candidates(p)}
+
+
+def test_the_best_algorithm_is_found_and_timed_on_different_rounds(monkeypatch):
+    """Noise in the rounds that choose does not count."""
+    p = _plan.problems(CASES[0], "float32", "cpu")["z"]
+    chosen = str(plan(p))
+
+    def interleave(programs, seconds):
+        # Every other program has a lucky first round; in the second all are equal.
+        return {name: _measure.Times(1.0, 1.0, (2.0 if name == chosen else 1.0, 3.0) * 2) for name in programs}
+
+    monkeypatch.setattr(_algorithms, "interleave", interleave)
+    monkeypatch.setattr(_algorithms, "sample", lambda call, calls: 1.0)
+    monkeypatch.setattr(_algorithms, "compile_program", lambda run, *operands: _programs.Program(lambda: None, 0, 0.0))
+    choice = _algorithms.measure_choice("a layer", p, 0.0)
+    assert choice.best != chosen and choice.ratio == 1.0
+
+
+def test_sums_without_a_choice_do_not_count():
+    assert _algorithms.measure_choices(next(case for case in CASES if case.pools), "float32", 0.0) == []
+    assert _algorithms.summary([]) == "nothing was measured"
+
+
+def test_interrupted_algorithms_keep_what_is_measured(quick, capsys, monkeypatch, tmp_path):
+    choice = _algorithms.Choice("a layer", "forward", "gemm", "direct", {"gemm": 2.0, "direct": 1.0}, 2.0)
+    measured = iter([[choice]])
+
+    def measure(*_):
+        try:
+            return next(measured)
+        except StopIteration:
+            raise KeyboardInterrupt from None
+
+    monkeypatch.setattr(_bench, "measure_choices", measure)
+    file = tmp_path / "choices.json"
+    assert bench("--algorithms", "--filter", "lenet", "--json", str(file)) == 130
+    out, err = capsys.readouterr()
+    assert "chosen over best: 2.000" in out and err.startswith("interrupted after 1 of ")
+    assert json.loads(file.read_text())["chosen_over_best"] == 2.0
+
+
 def test_interrupted_it_prints_what_it_has(quick, capsys, monkeypatch, tmp_path):
     measured = iter([result("the first")])
 
@@ -360,6 +415,8 @@ def test_interrupted_before_the_first_case(quick, capsys, monkeypatch):
         (["--json", "no/such/folder/a.json"], "--json no/such/folder/a.json: there is no folder /"),
         (["--plot", "ratios.xyz"], "--plot ratios.xyz: pictures of .xyz cannot be drawn; use one of .*png"),
         (["--plan", "--models"], "--plan is about single layers; leave out --models"),
+        (["--algorithms", "--models"], "--algorithms times single sums: leave out --models"),
+        (["--algorithms", "--plan"], "--algorithms measures what --plan only names: leave out one of them"),
         (["--plan", "--json", "plan.json"], "--plan measures nothing that --json or --plot could write"),
     ],
 )

@@ -174,7 +174,7 @@ def test_everything_else_is_equinox_own():
 
 
 def test_the_example_agrees_before_and_after():
-    script = Path(__file__).parents[1] / "examples" / "equinox_cnn.py"
+    script = Path(__file__).parents[2] / "examples" / "equinox_cnn.py"
     result = subprocess.run([sys.executable, str(script), "--steps", "20"], capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "file         written before, read after: accuracy kept" in result.stdout

@@ -9,8 +9,8 @@ from cases import OPS
 
 
 def test_readme_has_the_table():
-    """After a change of the cases: `python tests/support_table.py` prints the new one."""
-    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    """After a change of the cases: `python tests/docs/support_table.py` prints the new one."""
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
     _, _, rest = readme.partition("<!-- support table -->")
     table, end, _ = rest.partition("<!-- end of support table -->")
     assert end
