@@ -194,7 +194,7 @@ def conv_input_grad(
         names=("input_shape", *CONV_WORDS[1:]),
     )  # fmt: skip
     _require_shape(op, "delta", delta, _output_shape(shape, kernel.shape, w))
-    g = conv_geometry(w, feature_group_count, precision)
+    g = conv_geometry(w, feature_group_count, precision, delta.dtype)
 
     def input_grad(delta: jax.Array, kernel: jax.Array) -> jax.Array:
         return sums.input_grad(_one_batch_axis(delta, w.rank), kernel, g).reshape(shape)
@@ -252,7 +252,7 @@ def conv_kernel_grad(
         names=("x", "kernel_shape", *CONV_WORDS[2:]),
     )  # fmt: skip
     _require_shape(op, "delta", delta, _output_shape(x.shape, shape, w))
-    g = conv_geometry(w, feature_group_count, precision)
+    g = conv_geometry(w, feature_group_count, precision, x.dtype)
 
     def kernel_grad(x: jax.Array, delta: jax.Array) -> jax.Array:
         return sums.kernel_grad(_one_batch_axis(x, w.rank), _one_batch_axis(delta, w.rank), g)
@@ -423,7 +423,7 @@ def conv(
         bias = as_array("conv", "bias", bias)
         require_same_dtype("conv", x=x, bias=bias)
         _require_shape("conv", "bias", bias, kernel.shape[-1:])
-    g = conv_geometry(w, feature_group_count, precision, preferred_element_type)
+    g = conv_geometry(w, feature_group_count, precision, x.dtype, preferred_element_type)
     shape = _output_shape(x.shape, kernel.shape, w)
 
     def call(x: jax.Array, *parameters: jax.Array) -> jax.Array:
@@ -439,12 +439,18 @@ def conv(
 # ------------------------------------------------------------------------------- shapes, shared with _conv_lax
 
 
-def conv_geometry(w: Window, groups: int, precision: Any, preferred_element_type: Any = None) -> ConvGeometry:
-    """All of a convolution that is not an array, hashable."""
-    # The scalar type: np.dtype("float64") == None, so that beside None a cache would take the one for the other.
-    dtype = None if preferred_element_type is None else np.dtype(preferred_element_type).type
+def conv_geometry(
+    w: Window, groups: int, precision: Any, dtype: Any, preferred_element_type: Any = None
+) -> ConvGeometry:
+    """All of a convolution that is not an array, hashable; refused here where lax would refuse it for this dtype."""
     precision = tuple(precision) if isinstance(precision, list) else precision
-    return ConvGeometry(w, operator.index(groups), precision, dtype)
+    if precision is not None or preferred_element_type is not None:
+        one = jax.ShapeDtypeStruct((1, 1), dtype)
+        asked = dict(precision=precision, preferred_element_type=preferred_element_type)
+        jax.eval_shape(lambda a, b: lax.conv_general_dilated(a, b, (), (), **asked), one, one)
+    # The scalar type: np.dtype("float64") == None, so that beside None a cache would take the one for the other.
+    wide = None if preferred_element_type is None else np.dtype(preferred_element_type).type
+    return ConvGeometry(w, operator.index(groups), precision, wide)
 
 
 def _whole(x: jax.Array, w: Window) -> jax.Array:

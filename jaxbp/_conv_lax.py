@@ -179,7 +179,7 @@ def _general(
     sizes = {dn.out_spec[0]: (lhs, dn.lhs_spec[0]), dn.out_spec[1]: (rhs, dn.rhs_spec[0])}
     sizes |= {out: (lhs, axis) for out, axis in zip(dn.out_spec[2:], dn.lhs_spec[2:], strict=True)}
     shape = dict(zip(dn.out_spec, (batch // batch_groups, features, *w.output_shape), strict=True))
-    static = conv_geometry(w, groups, precision, preferred_element_type), layout
+    static = conv_geometry(w, groups, precision, lhs.dtype, preferred_element_type), layout
     # Examples that joined the batch would be torn apart by its groups.
     join = (dn.lhs_spec[0], dn.out_spec[0]) if batch_groups == 1 else None
     return call_rule(

@@ -64,7 +64,6 @@ TABLES = {
     ],
     "kernel": [
         Row(lambda p: p.over_zeros, "swap_operands", "input dilation: with input and delta swapped, it is a stride"),
-        Row(lambda p: p.over_zeros, "direct", "both strides and input dilation"),
         GEMM,
         Row(
             always,

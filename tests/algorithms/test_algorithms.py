@@ -239,7 +239,7 @@ def test_algorithm_equals_loops(form, case):
 
 
 @pytest.mark.parametrize("form", [f for f in FORMS if f.algorithm in TILED], ids=name_of)
-@pytest.mark.parametrize("elements", [1, 1 << 10])
+@pytest.mark.parametrize("elements", [1, pytest.param(1 << 10, marks=pytest.mark.exhaustive)])
 @settings(max_examples=8, suppress_health_check=[HealthCheck.filter_too_much])
 @given(case=convolutions())
 def test_tiles_of_every_size(form, elements, case):
@@ -253,7 +253,10 @@ def test_tiles_of_every_size(form, elements, case):
 
 
 @pytest.mark.parametrize("form", [f for f in FORMS if f.algorithm == "shift_add"], ids=name_of)
-@pytest.mark.parametrize(("terms", "elements"), [(1, 1), (4, 1 << 20)], ids=["one by one", "some"])
+@pytest.mark.parametrize(
+    ("terms", "elements"),
+    [pytest.param(1, 1, id="one by one"), pytest.param(4, 1 << 20, id="some", marks=pytest.mark.exhaustive)],
+)
 @settings(max_examples=10, suppress_health_check=[HealthCheck.filter_too_much])
 @given(case=convolutions())
 def test_some_rows_of_a_window(form, terms, elements, case):

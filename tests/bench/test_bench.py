@@ -60,7 +60,13 @@ def test_names_are_unique():
 DRAWN = random_cases(44, seed=5)
 
 
-@pytest.mark.parametrize("case", [*CASES, *DRAWN], ids=[*NAMES, *(case.name for case in DRAWN)])
+@pytest.mark.parametrize(
+    "case",
+    [
+        *(pytest.param(case, id=case.name) for case in CASES),
+        *(pytest.param(case, id=case.name, marks=pytest.mark.exhaustive) for case in DRAWN),
+    ],
+)
 def test_every_case_is_an_op_with_all_its_gradients_in_both_rules(case):
     shapes = []
     for module in (jaxbp, jaxbp.automatic):
@@ -244,6 +250,7 @@ def test_a_case_with_json_and_plot(quick, capsys, tmp_path):
         assert entry["residual_bytes"]["manual"] == 0 and entry["temporary_bytes"]["automatic"] >= 0
 
 
+@pytest.mark.exhaustive
 def test_more_images(quick, capsys):
     assert bench("--filter", "global average pool 7x7", "--batch", "3") == 0
     assert "global average pool 7x7/1 3x7x7x2048 " in capsys.readouterr().out
@@ -252,6 +259,7 @@ def test_more_images(quick, capsys):
     assert _models.MODELS[0].enlarged(2).name == "lenet 28x28 batch 128"
 
 
+@pytest.mark.exhaustive
 def test_random_layers(quick, capsys):
     assert bench("--random", "33", "--seed", "5", "--filter", "^average pool: ") == 0
     out = capsys.readouterr().out
@@ -295,7 +303,10 @@ def test_plan_names_an_algorithm_and_a_reason_for_every_map(capsys):
 CONVS = [case for case in (*CASES, *random_cases(100, 5)) if not case.pools]
 
 
-@pytest.mark.parametrize("case", CONVS, ids=[case.name for case in CONVS])
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, id=case.name, marks=[pytest.mark.exhaustive] * (case not in CASES)) for case in CONVS],
+)
 def test_the_plan_is_what_runs(case):
     """The names in the lowered program are those of the three plans."""
     function = _programs.function_of(case, jaxbp)

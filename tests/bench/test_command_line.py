@@ -124,6 +124,7 @@ def test_ctrl_c_at_any_moment_is_one_line_and_status_130(tmp_path, moment):
     )
 
 
+@pytest.mark.exhaustive
 @posix
 def test_bench_keeps_what_it_measured(tmp_path):
     (tmp_path / "some.json").write_text("old")
@@ -399,6 +400,7 @@ def fail(*args):
     raise OSError(28, "No space left on device")
 
 
+@pytest.mark.exhaustive
 def test_what_cannot_be_written_in_the_end_is_printed(quick, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(_bench, "write_whole", fail)
     monkeypatch.setattr(_command, "write_whole", fail)

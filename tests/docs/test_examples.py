@@ -136,6 +136,7 @@ def test_train_digits_learns_and_compares_both_rules(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["digits.png"]
 
 
+@pytest.mark.exhaustive
 def test_train_digits_is_seeded(tmp_path: Path, idx_folder: Path) -> None:
     runs = "for seed in '556': sys.argv[1:] = '--data', 'mnist', '--epochs', '1', '--seed', seed; train_digits.main()"
     result = run_python(tmp_path, "-c", f"import sys, train_digits\n{runs}")
@@ -143,6 +144,7 @@ def test_train_digits_is_seeded(tmp_path: Path, idx_folder: Path) -> None:
     assert first == same != other
 
 
+@pytest.mark.exhaustive
 def test_train_digits_reads_idx_files(tmp_path: Path, idx_folder: Path) -> None:
     pictures = tmp_path / "pictures"
     pictures.mkdir()

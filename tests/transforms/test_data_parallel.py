@@ -28,6 +28,7 @@ def assert_agreement(result: subprocess.CompletedProcess[str], devices: int) -> 
         assert float(last) < 0.75 * float(first)
 
 
+@pytest.mark.exhaustive
 def test_one_process_with_four_devices() -> None:
     result = run("--devices", "4", "--steps", "30")
     assert_agreement(result, devices=4)
