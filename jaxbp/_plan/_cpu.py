@@ -15,8 +15,8 @@ from ._row import Row, always
 
 # Facts of the processor and of XLA:CPU on it.
 CACHE = 1 << 21  # elements that stay in the cache: 8 MiB of float32
-NARROW = 16  # channels or features: a GEMM of fewer is as fast as one of so many
-WIDE = 64  # columns or terms of which a product is worth the copy of its factor
+NARROW = 16  # channels or features: a narrower GEMM takes as long
+WIDE = 64  # columns, channels or terms
 FEW = 4  # images, channels or features
 FEW_TAPS = 9  # of a window whose rows share little
 MANY_POSITIONS = 1 << 13  # of a whole batch: worth an elementwise loop
@@ -30,7 +30,7 @@ LARGE_EXAMPLE = 1 << 13  # elements of an example that is worth a step of a loop
 
 
 def _copies_little(p: Problem) -> bool:
-    """Pixels or single windows are rows already; others are copied into rows, which few features are not worth."""
+    """Windows need no copy (pixels, a single window, delta's), or the GEMM is worth the copy of windows into rows."""
     in_order = p.taps == 1 or p.over_zeros or p.outputs == 1
     return in_order or p.features >= 2 * NARROW or not WIDE < p.columns < WEIGHTS
 
