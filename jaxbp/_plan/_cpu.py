@@ -56,7 +56,8 @@ def _adds_little(p: Problem) -> bool:
 def _is_short(p: Problem) -> bool:
     """A short elementwise sum over many positions."""
     many = p.rank > 1 and p.positions >= MANY_POSITIONS
-    most = WEIGHTS * (2 if p.channels <= FEW else 1) if many else FEW_WEIGHTS
+    few = p.channels <= FEW and p.taps <= FEW_TAPS
+    most = WEIGHTS * (2 if few else 1) if many else FEW_WEIGHTS
     return p.columns <= TERMS and p.columns * p.features <= most
 
 
@@ -141,7 +142,12 @@ SLIDING = [
     Row(always, "per_group", "XLA runs a grouped convolution as if it were dense"),
     Row(_adds_little, "kn2row", "few outputs: one GEMM of pixels and all weights, then shifted sums"),
     Row(_is_short, "shift_add", "few weights: a short elementwise sum"),
-    Row(lambda p: _reads_padding(p) or _has_few_positions(p), "valid_taps", VALID_TAPS),
+    # Along one axis XLA is slower for few taps only.
+    Row(
+        lambda p: _reads_padding(p) or (_has_few_positions(p) and (p.rank > 1 or p.taps < FEW)),
+        "valid_taps",
+        VALID_TAPS,
+    ),
     Row(lambda p: p.batch >= FEW and p.positions >= POSITIONS and _fills_gemms(p), "winograd", WINOGRAD),
     Row(_fills_gemms_in_phases, "space_to_batch", PHASES),
     FOLD,
