@@ -47,9 +47,15 @@ def _added_zeros(p: Problem) -> float:
     return math.prod(-(-k // s) * s for k, s in facts) / p.taps - 1
 
 
+def _wastes_little(p: Problem) -> bool:
+    """Subpixel adds few zeros, or the sum is not wide enough for XLA, which skips zeros, to be faster."""
+    wide = p.groups == 1 and p.rank < 3 and min(p.channels, p.features) >= 2 * NARROW
+    return not wide or _added_zeros(p) < 0.5
+
+
 def _adds_little(p: Problem) -> bool:
     """Outputs are so few that the parts of all pixels are fewer than what windows gather."""
-    few = p.features <= FEW or not p.strided
+    few = not p.over_zeros and (p.features <= FEW or not p.strided)
     return few and PASSES * p.features * p.pixels <= p.channels * p.outputs
 
 
@@ -126,18 +132,7 @@ SLIDING = [
         "kn2row",
         "input dilation, few pixels: one GEMM with all weights, no products with zeros",
     ),
-    Row(
-        lambda p: (
-            p.over_zeros
-            and p.groups == 1
-            and p.rank < 3
-            and min(p.channels, p.features) >= 2 * NARROW
-            and _added_zeros(p) >= 0.5
-        ),
-        "direct",
-        "input dilation that does not divide the window: XLA skips the zeros",
-    ),
-    Row(always, "subpixel", "input dilation: more features on the input without zeros, then depth-to-space"),
+    Row(_wastes_little, "subpixel", "input dilation: more features on the input without zeros, then depth-to-space"),
     Row(_is_grouped_finely, "shift_add", "few channels in a group: a short elementwise sum"),
     Row(always, "per_group", "XLA runs a grouped convolution as if it were dense"),
     Row(_adds_little, "kn2row", "few outputs: one GEMM of pixels and all weights, then shifted sums"),
@@ -148,6 +143,7 @@ SLIDING = [
         "valid_taps",
         VALID_TAPS,
     ),
+    Row(always, "swap_operands direct", "a window larger than the input: the input slides over the kernel"),
     Row(lambda p: p.batch >= FEW and p.positions >= POSITIONS and _fills_gemms(p), "winograd", WINOGRAD),
     Row(_fills_gemms_in_phases, "space_to_batch", PHASES),
     FOLD,
