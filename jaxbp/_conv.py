@@ -449,7 +449,7 @@ def conv_geometry(
         asked = dict(precision=precision, preferred_element_type=preferred_element_type)
         jax.eval_shape(lambda a, b: lax.conv_general_dilated(a, b, (), (), **asked), one, one)
     # The scalar type: np.dtype("float64") == None, so that beside None a cache would take the one for the other.
-    wide = None if preferred_element_type is None else np.dtype(preferred_element_type).type
+    wide = None if preferred_element_type is None else jax.dtypes.canonicalize_dtype(preferred_element_type).type
     return ConvGeometry(w, operator.index(groups), precision, wide)
 
 

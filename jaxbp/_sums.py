@@ -73,6 +73,8 @@ def _evaluate(a: jax.Array, b: jax.Array, *first: jax.Array, of: Sum, platform: 
         a, b = (plan.after(a, *first), b) if a_is_smaller else (a, plan.after(b, *first))
     a_maps, b_maps = _counts(of.levels)
     members = math.prod(a.shape[at] for at, other in _places(of.levels) if at is not None and other is not None)
+    # Of a symbolic number there may be several.
+    members = members if is_static([members]) else 2
     shapes = a.shape[a_maps:], b.shape[b_maps:]
     chosen = plan.plan(plan.problem_of(of.out, of.geometry, *shapes, wider(a.dtype, b.dtype), platform, members))
     run = functools.partial(plan.evaluate, chosen, dtype=aval.dtype)
@@ -136,16 +138,19 @@ def _transpose(cotangent: Any, *operands: Any, of: Sum) -> list[Any]:
     return gradients
 
 
-def _batched(operands: Sequence[Any], axes: Sequence[int | None], *, of: Sum) -> tuple[Any, int]:
+def _batched(operands: Sequence[Any], axes: Sequence[int | None], *, of: Sum) -> tuple[Any, int | None]:
     """Examples join the batch where they share the kernel; else one level more."""
     a, b, *first = (o if axis is None else jnp.moveaxis(o, axis, 0) for o, axis in zip(operands, axes, strict=True))
-    first = [o if axis is None else o[0] for o, axis in zip(first, axes[2:], strict=True)]
+    # Of what is only waited for, one example will do.
+    first = [o if axis is None else o[0] for o, axis in zip(first, axes[2:], strict=True) if axis is None or len(o)]
+    if axes[0] is axes[1] is None:
+        return conv_sum_p.bind(a, b, *first, of=of), None
     if axes[1] is None and of.out != "kernel":
         maps, _ = _counts(of.levels)
-        examples, before = a.shape[0], a.shape[1 : 1 + maps]
-        a = jnp.moveaxis(a, 0, maps).reshape(*before, math.prod((examples, a.shape[1 + maps])), *a.shape[2 + maps :])
+        examples, before, batch = a.shape[0], a.shape[1 : 1 + maps], a.shape[1 + maps]
+        a = jnp.moveaxis(a, 0, maps).reshape(*before, math.prod((examples, batch)), *a.shape[2 + maps :])
         y, at = conv_sum_p.bind(a, b, *first, of=of), len(of.levels)
-        return y.reshape(*y.shape[:at], examples, -1 if y.size else 0, *y.shape[at + 1 :]), at
+        return y.reshape(*y.shape[:at], examples, batch, *y.shape[at + 1 :]), at
     level = (axes[0] is not None, axes[1] is not None)
     return conv_sum_p.bind(a, b, *first, of=of._replace(levels=(level, *of.levels))), 0
 

@@ -23,7 +23,8 @@ def after(a: jax.Array, b: jax.Array) -> jax.Array:
     """
     if 0 in b.shape:
         return a
-    return lax.mul(a, jnp.broadcast_to(_one(lax.slice(b, (0,) * b.ndim, (1,) * b.ndim).reshape(())), a.shape))
+    one = _one(lax.slice(b, (0,) * b.ndim, (1,) * b.ndim).reshape(()))
+    return lax.mul(a, jnp.broadcast_to(one.astype(a.dtype), a.shape))
 
 
 def _one(a: jax.Array) -> jax.Array:

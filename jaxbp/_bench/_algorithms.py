@@ -6,6 +6,7 @@ not choose. Sums that only one algorithm applies to do not count.
 
 import statistics
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -44,8 +45,16 @@ def measure_choices(case: Case, dtype: str, seconds: float) -> list[Choice]:
     """The sums of a case for which there is a choice."""
     if case.pools:
         return []
-    found = (measure_choice(case.name, p, seconds) for p in problems(case, dtype, jax.default_backend()).values())
+    found = (measure_choice(case.name, p, seconds) for p in problems(case, dtype, _platform()).values())
     return [choice for choice in found if choice is not None]
+
+
+def _platform() -> str:
+    """The platform as lowering names it; JAX's backends call those of both makers "gpu"."""
+    backend = jax.default_backend()
+    if backend != "gpu":
+        return backend
+    return "rocm" if "rocm" in jax.devices()[0].client.platform_version.lower() else "cuda"
 
 
 def measure_choice(layer: str, p: Problem, seconds: float) -> Choice | None:
@@ -55,7 +64,8 @@ def measure_choice(layer: str, p: Problem, seconds: float) -> Choice | None:
     if len(plans) < 2:
         return None
     a, b = _operands(p)
-    programs = {name: compile_program(plan.run, a, b).call for name, plan in plans.items()}
+    runs = {name: partial(_plan.evaluate, plan, dtype=p.dtype) for name, plan in plans.items()}
+    programs = {name: compile_program(run, a, b).call for name, run in runs.items()}
     first = {name: _seconds_of(program) for name, program in programs.items()}
     near = {name: program for name, program in programs.items() if first[name] < FAR * min(first.values())}
     near[chosen] = programs[chosen]

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -355,6 +356,17 @@ def test_the_best_algorithm_is_found_and_timed_on_different_rounds(monkeypatch):
     monkeypatch.setattr(_algorithms, "compile_program", lambda run, *operands: _programs.Program(lambda: None, 0, 0.0))
     choice = _algorithms.measure_choice("a layer", p, 0.0)
     assert choice.best != chosen and choice.ratio == 1.0
+
+
+@pytest.mark.parametrize(
+    ("backend", "version", "platform"),
+    [("cpu", "", "cpu"), ("gpu", "PJRT C API cuda 12090", "cuda"), ("gpu", "rocm 60200", "rocm"), ("tpu", "", "tpu")],
+)
+def test_backends_have_the_tables_of_their_platforms(monkeypatch, backend, version, platform):
+    device = types.SimpleNamespace(client=types.SimpleNamespace(platform_version=version))
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    monkeypatch.setattr(jax, "devices", lambda: [device])
+    assert _algorithms._platform() == platform
 
 
 def test_sums_without_a_choice_do_not_count():

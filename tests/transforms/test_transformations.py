@@ -16,7 +16,7 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_policies
 
 import jaxbp
-from cases import OPS, Op
+from cases import OPS, Op, assert_equal, assert_exact, integers
 from jaxbp import _plan, _sums
 
 
@@ -407,3 +407,68 @@ def test_symbolic_sizes_under_a_constraint(window, padding):
         size = (batch, *sizes[: len(window)], 2)
         x = jnp.asarray(np.random.default_rng(0).permutation(math.prod(size)).reshape(size) / 100, jnp.float32)
         chex.assert_trees_all_close(exported.call(x), gradients(jaxbp.automatic)(x), rtol=2e-5, atol=2e-5)
+
+
+# ------------------------------------------------------------------------------- what a vmap leaves unmapped
+
+
+def assert_as_automatic(function, *arrays):
+    """`function(jaxbp)` and `function(jaxbp.automatic)` agree in shapes, dtypes and values."""
+    ours, theirs = (jax.tree.leaves(function(module)(*arrays)) for module in (jaxbp, jaxbp.automatic))
+    for a, b in zip(ours, theirs, strict=True):
+        assert (a.shape, a.dtype) == (b.shape, b.dtype)
+        assert_equal(a, b)
+
+
+def gradients(module):
+    """Of a loss that is linear in the output, whose cotangent is the same for all examples."""
+    return jax.grad(lambda x, kernel: module.conv(x, kernel).sum(), (0, 1))
+
+
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit, jax.checkpoint], ids=["eager", "jit", "checkpoint"])
+def test_examples_that_share_the_kernel_and_delta(wrap):
+    """The gradient of x is mapped by nothing; it only waits for the kernel's, which is."""
+    x, kernel = integers(1, (3, 4, 1, 5, 5, 2)), integers(2, (3, 3, 2, 3))
+    assert_as_automatic(lambda module: jax.vmap(wrap(gradients(module)), (0, None)), x[0], kernel)
+    twice = lambda module: jax.vmap(jax.vmap(wrap(gradients(module)), (0, None)), (0, None))  # noqa: E731
+    assert_as_automatic(twice, x, kernel)
+    delta = integers(3, (1, 5, 5, 3))
+    pull = lambda module: jax.vmap(lambda x: jax.vjp(wrap(module.conv), x, kernel)[1](delta))  # noqa: E731
+    assert_as_automatic(pull, x[0])
+
+
+@pytest.mark.parametrize(
+    ("x", "kernel", "axes"),
+    [
+        ((3, 2, 5, 5, 2), (3, 3, 2, 0), (0, None)),
+        ((3, 2, 5, 5, 0), (3, 3, 0, 4), (0, None)),
+        ((3, 2, 0, 5, 2), (3, 3, 2, 4), (0, None)),
+        ((0, 2, 5, 5, 2), (3, 3, 2, 3), (0, None)),
+        ((0, 2, 5, 5, 2), (0, 3, 3, 2, 3), (0, 0)),
+    ],
+    ids=["no features", "no channels", "no pixels", "no examples", "no examples, mapped kernels"],
+)
+def test_mapped_arrays_of_size_zero(x, kernel, axes):
+    assert_as_automatic(lambda module: jax.vmap(gradients(module), axes), jnp.ones(x), jnp.ones(kernel))
+
+
+def test_a_delta_smaller_than_the_kernel_in_a_wider_dtype():
+    """It waits for a kernel's gradient of another dtype."""
+    x, kernel = jnp.ones((1, 4, 4, 8), jnp.bfloat16), jnp.ones((3, 3, 8, 4), jnp.bfloat16)
+    loss = lambda x, k: jaxbp.conv(x, k, padding="VALID", preferred_element_type=jnp.float32).sum()  # noqa: E731
+    dx, dkernel = jax.jit(jax.grad(loss, (0, 1)))(x, kernel)
+    assert dx.dtype == dkernel.dtype == jnp.bfloat16
+    assert float(dx.sum()) == 4 * kernel.size and float(dkernel.sum()) == 4 * kernel.size
+
+
+def test_a_symbolic_number_of_kernel_gradients():
+    """Examples of a number that is not known have kernel gradients of their own."""
+    (examples,) = jax.export.symbolic_shape("b")
+    x, kernel = integers(1, (3, 2, 9, 9, 2)), integers(2, (3, 3, 2, 2))
+    function = jax.jit(jax.vmap(jax.grad(lambda k, x: (jaxbp.conv(x, k) ** 2).sum()), (None, 0)))
+    shapes = [
+        jax.ShapeDtypeStruct(kernel.shape, jnp.float32),
+        jax.ShapeDtypeStruct((examples, *x.shape[1:]), jnp.float32),
+    ]
+    exported = jax.export.export(function, platforms=["cpu"])(*shapes)
+    assert_exact(exported.call(kernel, x), function(kernel, x))
