@@ -446,8 +446,13 @@ def conv_geometry(
     precision = tuple(precision) if isinstance(precision, list) else precision
     if precision is not None or preferred_element_type is not None:
         one = jax.ShapeDtypeStruct((1, 1), dtype)
-        asked = dict(precision=precision, preferred_element_type=preferred_element_type)
-        jax.eval_shape(lambda a, b: lax.conv_general_dilated(a, b, (), (), **asked), one, one)
+        jax.eval_shape(
+            lambda a, b: lax.conv_general_dilated(
+                a, b, (), (), precision=precision, preferred_element_type=preferred_element_type
+            ),
+            one,
+            one,
+        )
     # The scalar type: np.dtype("float64") == None, so that beside None a cache would take the one for the other.
     wide = None if preferred_element_type is None else jax.dtypes.canonicalize_dtype(preferred_element_type).type
     return ConvGeometry(w, operator.index(groups), precision, wide)
