@@ -129,7 +129,7 @@ def _run(args: argparse.Namespace, chosen: list) -> int:
     def stop() -> None:
         save()
         _draw(args, machine, results)
-        end(_stopped(results, chosen), _summary(results, args.torch))
+        end(_stopped(len(results), chosen), _summary(results, args.torch))
 
     def show(item: Any) -> None:
         results.append(measure(item))
@@ -162,7 +162,7 @@ def _time_algorithms(args: argparse.Namespace, record: dict[str, Any], cases: li
 
     def stop() -> None:
         save()
-        end(_stopped(done, cases), summary(choices))
+        end(_stopped(len(done), cases), summary(choices))
 
     def show(case: Case) -> None:
         for choice in measure_choices(case, args.dtype, args.seconds):
@@ -190,14 +190,14 @@ def _each(items: list, show: Callable[[Any], None]) -> int:
             done += 1
     except KeyboardInterrupt:
         _clear_progress()
-        print(f"interrupted after {done} of {len(items)}", file=sys.stderr)
+        print(_stopped(done, items), file=sys.stderr)
         return INTERRUPTED
     return 0
 
 
-def _stopped(results: list, items: list) -> str:
+def _stopped(done: int, items: list) -> str:
     """The line for Ctrl-C."""
-    return f"interrupted after {len(results)} of {len(items)}"
+    return f"interrupted after {done} of {len(items)}"
 
 
 def _summary(results: list[Result], torch: bool) -> str:

@@ -59,8 +59,9 @@ def _platform() -> str:
 
 def measure_choice(layer: str, p: Problem, seconds: float) -> Choice | None:
     """One sum, if several algorithms apply to it."""
-    chosen, plans = str(_plan.plan(p)), {str(plan): plan for plan in _plan.candidates(p)}
-    plans.setdefault(chosen, _plan.plan(p))
+    plan, plans = _plan.plan(p), {str(plan): plan for plan in _plan.candidates(p)}
+    chosen = str(plan)
+    plans.setdefault(chosen, plan)
     if len(plans) < 2:
         return None
     a, b = _operands(p)

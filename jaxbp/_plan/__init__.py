@@ -84,11 +84,9 @@ def plan(p: Problem) -> Plan:
 @lru_cache(maxsize=4096)
 def _by_table(p: Problem) -> Plan:
     """The plan of the first row that fits."""
-    for row in TABLES.get(p.platform, {}).get(p.out, DIRECT):
-        name = row.algorithm.split()[0]
-        if ALGORITHMS[name].applies(p) and row.when(p):
-            return with_algorithm(p, row.algorithm, row.why)
-    return with_algorithm(p, "direct", "no row fits")
+    table = TABLES.get(p.platform, {}).get(p.out, DIRECT)
+    row = next(row for row in table if ALGORITHMS[row.algorithm.split()[0]].applies(p) and row.when(p))
+    return with_algorithm(p, row.algorithm, row.why)
 
 
 def candidates(p: Problem) -> Iterator[Plan]:
