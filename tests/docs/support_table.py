@@ -1,6 +1,6 @@
-"""README's tables of support, made from the very lists that the tests iterate over.
+"""The tables of docs/support.md, made from the very lists that the tests iterate over.
 
-`python tests/docs/support_table.py` prints what belongs between the two comments in README.md.
+`python tests/docs/support_table.py` prints what belongs between the two comments in docs/support.md.
 """
 
 import inspect

@@ -1,4 +1,4 @@
-"""README claims of every op just what the tests run."""
+"""docs/support.md claims of every op just what the tests run."""
 
 from pathlib import Path
 
@@ -8,10 +8,10 @@ import jaxbp
 from cases import OPS
 
 
-def test_readme_has_the_table():
+def test_the_page_has_the_table():
     """After a change of the cases: `python tests/docs/support_table.py` prints the new one."""
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    _, _, rest = readme.partition("<!-- support table -->")
+    page = (Path(__file__).parents[2] / "docs" / "support.md").read_text()
+    _, _, rest = page.partition("<!-- support table -->")
     table, end, _ = rest.partition("<!-- end of support table -->")
     assert end
     assert table.strip() == support_table()

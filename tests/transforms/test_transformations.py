@@ -1,6 +1,6 @@
 """Every op under every transformation of JAX, against its automatic twin under the same transformation.
 
-`TRANSFORMATIONS` is the table: each entry is a check of one op. README's table of support is made from it.
+`TRANSFORMATIONS` is the table: each entry is a check of one op. The table of docs/support.md is made from it.
 """
 
 import functools
