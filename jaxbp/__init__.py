@@ -1,5 +1,7 @@
 """Convolution and pooling for JAX whose backward passes are written by hand."""
 
+from importlib import metadata as _metadata
+
 from . import _interrupt as _interrupt
 from . import automatic as automatic
 from ._activation import relu as relu
@@ -31,3 +33,46 @@ from ._max_pool import max_unpool as max_unpool
 from ._max_pool import min_pool as min_pool
 from ._pool import upsample as upsample
 from ._swap import swap_lax as swap_lax
+
+__all__ = [
+    "adaptive_avg_pool",
+    "adaptive_max_pool",
+    "automatic",
+    "avg_pool",
+    "avg_pool_grad",
+    "check_vjp",
+    "compare",
+    "conv",
+    "conv_bias_grad",
+    "conv_general_dilated",
+    "conv_input_grad",
+    "conv_kernel_grad",
+    "conv_transpose",
+    "dense",
+    "dilate",
+    "explain",
+    "lp_pool",
+    "max_pool",
+    "max_pool_grad",
+    "max_pool_with_winners",
+    "max_unpool",
+    "min_pool",
+    "relu",
+    "rot180",
+    "sigmoid",
+    "softmax_cross_entropy",
+    "sum_pool",
+    "swap_lax",
+    "tanh",
+    "upsample",
+]
+
+try:
+    __version__: str = _metadata.version("jaxbp")
+except _metadata.PackageNotFoundError:  # a checkout on the path that nobody installed
+    __version__ = "0+not.installed"
+
+
+def __dir__() -> list[str]:
+    """The public names, and no files."""
+    return [*__all__, "__version__", "__doc__", "__file__", "__name__", "__path__"]

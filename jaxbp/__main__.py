@@ -3,8 +3,10 @@
 import argparse
 import importlib
 import os
+import shlex
 import sys
 
+from . import __version__
 from ._interrupt import watch
 
 COMMANDS = {
@@ -18,12 +20,14 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; its module is imported only then."""
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = argparse.ArgumentParser(prog="python -m jaxbp", description="jaxbp's tools.")
+    parser.add_argument("--version", action="version", version=f"jaxbp {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     for name, (module, purpose) in COMMANDS.items():
         command = commands.add_parser(name, help=purpose, description=f"{purpose[0].upper()}{purpose[1:]}.")
         if arguments[:1] == [name]:
             importlib.import_module(module).add_arguments(command)
     args = parser.parse_args(arguments)
+    args.command_line = shlex.join(["python", "-m", "jaxbp", *arguments])
     try:
         status = importlib.import_module(COMMANDS[args.command][0]).run(args)
         sys.stdout.flush()

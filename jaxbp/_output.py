@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ._adapter import install
 from ._interrupt import end, on_ctrl_c, undisturbed
 
 
@@ -38,7 +39,7 @@ def require_writable(option: str, file: str | os.PathLike[str]) -> None:
 def require_picture(option: str, file: str) -> None:
     """Refuse a picture that matplotlib cannot draw, or that cannot be written."""
     if importlib.util.find_spec("matplotlib") is None:
-        raise ValueError(f"{option} needs matplotlib, which is not installed: pip install matplotlib")
+        raise ValueError(f"{option} needs matplotlib, which is not installed: {install('plot')}")
     from matplotlib.figure import Figure
 
     suffix, known = Path(file).suffix, sorted(Figure().canvas.get_supported_filetypes())

@@ -15,10 +15,15 @@ those.
 
 from typing import Any
 
-import haiku
 import jax
 
+from ._adapter import not_installed, other_names
 from ._swap import JAXBP_LAX, rebind
+
+try:
+    import haiku
+except ModuleNotFoundError as error:
+    raise not_installed("jaxbp.haiku", "haiku", "haiku", error) from None
 
 __all__ = [
     "AvgPool",
@@ -38,6 +43,7 @@ __all__ = [
     "avg_pool",
     "max_pool",
 ]
+__all__ += other_names(haiku, __all__)  # pyright: ignore[reportUnsupportedDunderAll]
 
 # Public in Haiku, but missing from its `__all__`.
 _SeparableDepthwiseConv2D: Any = haiku.SeparableDepthwiseConv2D  # pyright: ignore[reportPrivateImportUsage]
@@ -129,3 +135,8 @@ def __getattr__(name: str) -> Any:
     if name.startswith("__"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(haiku, name)
+
+
+def __dir__() -> list[str]:
+    """The names of both."""
+    return __all__

@@ -9,6 +9,7 @@ import platform
 import re
 import sys
 from collections.abc import Callable, Iterator
+from datetime import date
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 
 import jax
 
+from .._adapter import install
 from .._interrupt import INTERRUPTED, end, on_ctrl_c, undisturbed
 from .._output import picture_file, require_picture, require_writable, write_whole
 from ._algorithms import Choice, measure_choices, summary, to_record
@@ -106,7 +108,7 @@ def _run(args: argparse.Namespace, chosen: list) -> int:
     """Measure, print, and write what was asked for."""
     machine = _machine(args)
     print(f"{machine}\n{_load()}")
-    record: dict[str, Any] = {"machine": machine}
+    record: dict[str, Any] = {"machine": machine, "date": date.today().isoformat(), "command": args.command_line}
     warm_up()
     if args.algorithms:
         return _time_algorithms(args, record, chosen)
@@ -286,7 +288,7 @@ def _check(args: argparse.Namespace) -> None:
     if args.plan and (args.json is not None or args.plot is not None):
         raise ValueError("--plan measures nothing that --json or --plot could write; leave them out")
     if args.torch and importlib.util.find_spec("torch") is None:
-        raise ValueError("--torch needs torch, which is not installed: pip install torch")
+        raise ValueError(f"--torch needs torch, which is not installed: {install('torch')}")
     if args.torch and jax.default_backend() != "cpu":
         raise ValueError(f"--torch compares on a CPU, but JAX runs on {jax.default_backend()}: set JAX_PLATFORMS=cpu")
     if args.json is not None:

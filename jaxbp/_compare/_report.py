@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from .._adapter import not_installed
 from ._cost import Cost
 
 WIDTH = 100
@@ -156,7 +157,10 @@ class Comparison:
         Raises:
             ValueError: if there is no such argument, or one of the two rules gave no gradient for it.
         """
-        import matplotlib.pyplot as plt
+        try:
+            import matplotlib.pyplot as plt
+        except ModuleNotFoundError as error:
+            raise not_installed("plot", "matplotlib", "plot", error) from None
 
         names = list(self.gradients)
         name = names[argument] if isinstance(argument, int) and argument < len(names) else argument

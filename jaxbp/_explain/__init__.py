@@ -6,12 +6,14 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
 
 import jaxbp
 
+from .._adapter import not_installed
 from .._output import require_picture, require_writable, write_whole
 from ._case import OPS, Case, make_case, uses
 from ._examples import article_case, drawn_case
@@ -42,9 +44,7 @@ class Explanation(NamedTuple):
 
     def figure(self) -> Any:
         """A matplotlib Figure of the case; needs matplotlib."""
-        from ._figure import figure
-
-        return figure(self.case, self.pixel)
+        return _drawing().figure(self.case, self.pixel)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the case to a file, whole or not at all; its suffix (.html, .png, .gif, .txt) says how."""
@@ -56,9 +56,7 @@ class Explanation(NamedTuple):
         if path.suffix == ".png":
             return _write(path, lambda file: self.figure().savefig(file, format="png"))
         if path.suffix == ".gif":
-            from ._figure import film
-
-            return _write(path, lambda file: film(self.case, file))
+            return _write(path, lambda file: _drawing().film(self.case, file))
         raise ValueError(f"explain: cannot save to {str(path)!r}; the name must end in .html, .png, .gif or .txt")
 
 
@@ -109,7 +107,7 @@ def explain(
       >>> case.case.manual["input_grad"].tolist()
       [[0.0, 19.0, 25.0], [38.0, 144.0, 118.0], [74.0, 197.0, 129.0]]
 
-    Source: backpropagation through cross-correlation, as derived in the README.
+    Source: backpropagation through cross-correlation, as derived in docs/derivation.md.
     """
     pixel = keywords.pop("cell", pixel)
     name = _op_name(op)
@@ -155,7 +153,7 @@ def run(args: argparse.Namespace) -> int:
             _require_folder(Path(name))
             require = require_writable if kind == "html" else require_picture
             require(f"explain: --{kind}", name)
-        explanation = _asked_for(args)
+        explanation = asked_for(args)
         for name in files.values():
             print(f"wrote {explanation.save(name)}", flush=True)
         if args.text or not files:
@@ -169,7 +167,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _asked_for(args: argparse.Namespace) -> Explanation:
+def asked_for(args: argparse.Namespace) -> Explanation:
     """The explanation that the command line describes."""
     pixel = None if args.pixel is None else tuple(args.pixel)
     names = ("input", "kernel", "stride", "padding", "dilation", "seed")
@@ -239,6 +237,15 @@ def _chosen_pixel(case: Case, pixel: tuple[int, int] | None) -> tuple[int, int]:
             at,
         ),
     )
+
+
+def _drawing() -> ModuleType:
+    """The module that draws, which needs matplotlib."""
+    try:
+        from . import _figure
+    except ModuleNotFoundError as error:
+        raise not_installed("a picture", "matplotlib", "plot", error) from None
+    return _figure
 
 
 def _write(path: Path, write: Callable[[Path], Any]) -> Path:

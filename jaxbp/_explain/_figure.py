@@ -20,6 +20,8 @@ from ._case import Case, Pixel, Use, uses, window_of, window_over_padded_delta
 from ._text import name, number, pixels_averaged, weights_in_reading_order
 
 GAP = 1.0
+STEPS_PER_SECOND = 1
+MOST_STEPS = 16
 INCHES_PER_ELEMENT = 0.52
 LIT_EDGE, EDGE, PAPER, FAINT = "black", "#9aa0a8", "#f4f5f7", "#6b7078"
 
@@ -50,19 +52,20 @@ def figure(case: Case, pixel: Pixel) -> Figure:
 
 
 def film(case: Case, path: Path) -> None:
-    """A GIF in which the rule computes the gradient of every input pixel in turn."""
+    """A GIF in which the rule computes the gradient of every input pixel in turn; of many pixels, some at a time."""
     pixels = [(r, c) for r in range(case.given["x"].shape[0]) for c in range(case.given["x"].shape[1])]
-    frames = [*pixels, pixels[-1], pixels[-1]]
+    step = -(-len(pixels) // MOST_STEPS)
+    last = len(pixels) - 1
+    frames = [*range(0, last, step), last, last]
     drawn, axes = _canvas(_film_rows(case, pixels, 0))
 
-    def show(frame: int) -> list[Axes]:
-        at = min(frame, len(pixels) - 1)
+    def show(at: int) -> list[Axes]:
         axes.clear()
         _draw(axes, _film_rows(case, pixels, at), _headline(case, pixels[at]))
         return [axes]
 
-    animation = FuncAnimation(drawn, show, frames=len(frames), init_func=lambda: [axes])
-    animation.save(str(path), writer=PillowWriter(fps=2), dpi=90)
+    animation = FuncAnimation(drawn, show, frames=frames, init_func=lambda: [axes])
+    animation.save(str(path), writer=PillowWriter(fps=STEPS_PER_SECOND), dpi=80)
 
 
 def _film_rows(case: Case, pixels: list[Pixel], at: int) -> Rows:
@@ -187,7 +190,7 @@ def _windows_won(names: list[str]) -> str:
 
 def _headline(case: Case, pixel: Pixel) -> str:
     """What the picture says, in one line, and for a convolution why."""
-    result = number(case.manual["input_grad"][pixel])
+    result = number(case.manual["input_grad"][pixel]).replace("-", "\N{MINUS SIGN}")
     left = f"dJ/d{name('x', pixel)} = {result}"
     if case.op == "conv":
         order = weights_in_reading_order(uses(window_of(case), pixel))
@@ -247,14 +250,16 @@ def _draw_panel(axes: Axes, panel: Panel, left: float, top: float) -> None:
         if at in panel.faint and at not in panel.lit:
             fill, ink = to_rgba("white"), FAINT
         edge, wide = (LIT_EDGE, 1.6) if at in panel.lit else (EDGE, 0.8)
-        axes.add_patch(Rectangle((x + 0.04, y + 0.04), 0.92, 0.92, facecolor=fill, edgecolor=edge, linewidth=wide))
+        # Zeros that padding or the stride put there are dotted, as on the page.
+        line = "dotted" if at in panel.faint else "solid"
+        axes.add_patch(Rectangle((x + 0.04, y + 0.04), 0.92, 0.92, fc=fill, ec=edge, linewidth=wide, linestyle=line))
         if at in panel.marked:
             axes.add_patch(Rectangle((x + 0.02, y + 0.02), 0.96, 0.96, fill=False, edgecolor="#0b57a4", linewidth=3))
         if at in panel.hidden:
             continue
         label = panel.labels.get(at)
         lines = label.split("\n") if label else []
-        text = number(round(float(value), 3))
+        text = number(round(float(value), 3)).replace("-", "\N{MINUS SIGN}")
         weight = "bold" if at in panel.lit or at in panel.marked else "normal"
         axes.text(
             x + 0.5, y + (0.52, 0.38, 0.33, 0.22)[len(lines)], text, ha="center", va="center", color=ink,

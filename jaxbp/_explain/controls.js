@@ -91,6 +91,7 @@ function render(focus) {
   $("tabs").innerHTML = TABS.map(([t, , name]) => `<button role="tab" id="tab-${t}" aria-selected="${t === id}" aria-controls="panel" tabindex="${t === id ? 0 : -1}">${name}</button>`).join("");
   $("controls").innerHTML = `<legend>Settings</legend>${settings(op, state).map(([key, label, options, now]) => `<label for="set-${key}">${label}<select id="set-${key}" data-key="${key}">${(options.includes(now) ? options : [now, ...options]).map((o) => `<option${o === now ? " selected" : ""}>${o}</option>`).join("")}</select></label>`).join("")}
     <button type="button" id="numbers">New numbers</button><button type="button" id="reset"${state.start ? " disabled" : ""}>Starting case</button>`;
+  [$("title").innerHTML, $("lead").innerHTML] = LEADS[id];
   $("complaint").textContent = complaint;
   const [mood, words] = verdict(state, result);
   $("check").className = mood;
@@ -99,6 +100,7 @@ function render(focus) {
   $("panel").innerHTML = VIEWS[id](state, result);
   $("python").textContent = python(op, state);
   document.title = `${title}: backpropagation, pixel by pixel`;
+  showScrolling();
   if (keep && document.activeElement?.id !== keep) $(keep)?.focus({ preventScroll: true });
 }
 
@@ -123,7 +125,7 @@ document.addEventListener("click", (event) => {
   else if (button?.id === "reset") { states[op] = startState(op); complaint = ""; render("numbers"); }
   else if (button?.id === "theme") {
     const dark = document.documentElement.dataset.theme ?? (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
-    document.documentElement.dataset.theme = dark === "dark" ? "light" : "dark";
+    setTheme(dark === "dark" ? "light" : "dark");
   }
 });
 
@@ -155,4 +157,16 @@ document.addEventListener("keydown", (event) => {
   }
 });
 
+// Matrices that are wider than the page say that they scroll.
+function showScrolling() {
+  for (const box of document.querySelectorAll(".scroll")) box.classList.toggle("more", box.scrollWidth > box.clientWidth);
+}
+
+// The choice of theme outlives a reload, where the browser lets a page keep anything.
+function setTheme(name) {
+  document.documentElement.dataset.theme = name;
+  try { localStorage.setItem("jaxbp-theme", name); } catch { /* the choice is kept for this page only */ }
+}
+try { if (localStorage.getItem("jaxbp-theme")) document.documentElement.dataset.theme = localStorage.getItem("jaxbp-theme"); } catch { /* nothing is kept */ }
 render();
+addEventListener("resize", showScrolling);

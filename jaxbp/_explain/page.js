@@ -8,6 +8,15 @@ const TABS = [
   ["input", "conv", "Input gradient"], ["kernel", "conv", "Kernel gradient"], ["bias", "conv", "Bias"],
   ["max", "max_pool", "Max pooling"], ["avg", "avg_pool", "Average pooling"], ["dense", "dense", "Dense layer"],
 ];
+// The title and the first sentence of a tab.
+const LEADS = {
+  input: ["Why does backpropagation rotate the kernel?", "You know the forward pass: a kernel slides over an input. Going back, every input pixel asks <b>which outputs used me, and through which weight?</b> The answers, read in order, are the kernel backwards."],
+  kernel: ["How does a kernel get its gradient?", "Going back, every weight asks <b>which inputs did I multiply, and for which output?</b> The answers are a window of δ that slides over the input."],
+  bias: ["How does a bias get its gradient?", "The bias was added to every output, so every output's δ comes back to it."],
+  max: ["Where does a max pool send its gradient?", "Each window passed on one pixel, the winner. Going back, each δ goes to its winner."],
+  avg: ["How does an average pool share its gradient?", "Each window passed on the mean of its pixels. Going back, each δ is shared out evenly."],
+  dense: ["How does a dense layer send its gradient back?", "Every input entered every output of its row. Going back, each layer needs only δ, the gradient above it."],
+};
 
 const copy = (value) => JSON.parse(JSON.stringify(value));
 const startState = (op) => {

@@ -19,7 +19,7 @@ function inputTab(state, { values, delta, list }) {
   };
   const real = pad(dilate(mapElements(delta, () => 1), [rows.s, columns.s]), inputPads(axes));
   return section(`1. Pick an input. Which outputs used it?`,
-    p(`Going forward, an output is one window of the input: each pixel times its weight, summed${state.bias[0] ? `, plus the bias b = ${show(state.bias[0])}` : ""}. <b>${me}</b> was in ${count(used.length, "window")}; the outputs of those windows are lit, each labelled with the weight that met ${me} there.`) +
+    p(`Going forward, an output is one window of the input: each pixel times its weight, summed${state.bias[0] ? `, plus the bias b = ${show(state.bias[0])}` : ""}. <b>${me}</b> was in ${count(used.length, "window")}; ${used.length === 1 ? "its output is lit, labelled" : "the outputs of those windows are lit, each labelled"} with the weight that met ${me} there.`) +
     row(
       matrix({ id: "x", also: "input", title: "Input x", values: x, look: (i, j) => ({ mark: same([i, j], pixel), say: same([i, j], pixel) ? "chosen" : "" }) }),
       matrix({ id: "input", title: "Gradient of the input, dJ/dx", values: values.input_grad, pick: true }),

@@ -6,11 +6,17 @@ files written by `eqx.tree_serialise_leaves` stay the same in both directions.
 
 from typing import Any
 
-import equinox
+from .._adapter import not_installed, other_names
+
+try:
+    import equinox
+except ModuleNotFoundError as error:
+    raise not_installed("jaxbp.equinox", "equinox", "equinox", error) from None
 
 from . import nn
 
 __all__ = ["nn"]
+__all__ += other_names(equinox, __all__)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:
@@ -18,3 +24,8 @@ def __getattr__(name: str) -> Any:
     if name.startswith("__"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(equinox, name)
+
+
+def __dir__() -> list[str]:
+    """The names of both."""
+    return __all__

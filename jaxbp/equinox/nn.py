@@ -16,6 +16,7 @@ from typing import Any
 import jax
 from equinox import nn
 
+from .._adapter import other_names
 from .._swap import JAXBP_LAX, rebind
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "MaxPool3d",
     "Pool",
 ]
+__all__ += other_names(nn, __all__)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 class Conv(nn.Conv):
@@ -112,3 +114,8 @@ def __getattr__(name: str) -> Any:
     if name.startswith("__"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(nn, name)
+
+
+def __dir__() -> list[str]:
+    """The names of both."""
+    return __all__

@@ -6,11 +6,17 @@ and nothing else. Classes, parameter names, shapes and checkpoints stay the same
 
 from typing import Any
 
-import flax
+from .._adapter import not_installed, other_names
+
+try:
+    import flax
+except ModuleNotFoundError as error:
+    raise not_installed("jaxbp.flax", "flax", "flax", error) from None
 
 from . import linen, nnx
 
 __all__ = ["linen", "nnx"]
+__all__ += other_names(flax, __all__)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:
@@ -18,3 +24,8 @@ def __getattr__(name: str) -> Any:
     if name.startswith("__"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(flax, name)
+
+
+def __dir__() -> list[str]:
+    """The names of both."""
+    return __all__

@@ -21,11 +21,13 @@ from typing import Any
 
 from flax import linen
 
+from .._adapter import other_names
 from .._conv_lax import conv_general_dilated
 from .._swap import JAXBP_LAX, rebind
 from ._pools import avg_pool, max_pool, min_pool, pool
 
 __all__ = ["Conv", "ConvTranspose", "avg_pool", "max_pool", "min_pool", "pool"]
+__all__ += other_names(linen, __all__)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 class Conv(linen.Conv):
@@ -45,3 +47,8 @@ def __getattr__(name: str) -> Any:
     if name.startswith("__"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(linen, name)
+
+
+def __dir__() -> list[str]:
+    """The names of both."""
+    return __all__

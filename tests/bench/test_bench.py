@@ -240,6 +240,10 @@ def test_a_case_with_json_and_plot(quick, capsys, tmp_path):
     assert any(line.startswith("  input gradient") for line in lines) and err == ""
     assert picture.read_bytes().startswith(b"\x89PNG")
     entries = json.loads(record.read_text())
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d", entries["date"])
+    assert (
+        entries["command"].startswith("python -m jaxbp bench --seconds 0 ") and "--parts --errors" in entries["command"]
+    )
     assert entries["limits"] == {"operations": 1e11, "traffic": 1e10}
     assert [entry["name"] for entry in entries["cases"]] == [name for name in NAMES if "global" in name]
     for entry in entries["cases"]:
@@ -453,7 +457,10 @@ def test_a_wrong_command_line_is_one_clear_line(arguments, message, capsys):
 def test_what_is_not_installed_is_named(monkeypatch, capsys):
     monkeypatch.setattr(_bench.importlib.util, "find_spec", lambda name: None)
     assert bench("--torch") == 2
-    assert capsys.readouterr().err == "jaxbp bench: --torch needs torch, which is not installed: pip install torch\n"
+    assert (
+        capsys.readouterr().err
+        == "jaxbp bench: --torch needs torch, which is not installed: pip install 'jaxbp[torch]'\n"
+    )
 
 
 def test_nothing_heavy_is_imported_before_it_is_asked_for():

@@ -170,7 +170,7 @@ def test_the_page_carries_jaxbp_s_and_jax_s_numbers_and_nothing_from_outside():
     kernel = np.random.default_rng(1).normal(size=(3, 2)).astype(np.float32)
     explanation = jaxbp.explain(jaxbp.conv, x, kernel, strides=(2, 1), padding="SAME")
     page = explanation.html()
-    assert len(page.encode()) < 60_000
+    assert len(page.encode()) < 64_000
     assert not re.search(r"https?:|//[a-z]|@import|url\(|\bfetch\(|XMLHttpRequest|<link rel=.stylesheet|src=", page)
     data = embedded(page)
     assert data["start"] == "conv" and set(data["cases"]) == set(_explain.OPS)
@@ -183,7 +183,7 @@ def test_the_page_carries_jaxbp_s_and_jax_s_numbers_and_nothing_from_outside():
 def test_the_largest_page_stays_small_and_the_smallest_case_has_one():
     rng = np.random.default_rng(0)
     large = jaxbp.explain("conv", rng.normal(size=(8, 8)), rng.normal(size=(8, 8)), padding="SAME")
-    assert len(large.html().encode()) < 60_000
+    assert len(large.html().encode()) < 64_000
     small = jaxbp.explain("conv", [[2.0]], [[3.0]])
     assert embedded(small.html())["cases"]["conv"]["manual"]["input_grad"] == [[18]]
 
@@ -376,10 +376,41 @@ def test_the_film_fills_the_gradient_pixel_by_pixel(tmp_path):
     )
     with image.open(path) as film:
         assert film.n_frames >= 9
+        assert film.info["duration"] >= 1000
         first, last = film.convert("L"), None
         film.seek(film.n_frames - 1)
         last = film.convert("L")
     assert np.mean(np.asarray(first) < 90) < np.mean(np.asarray(last) < 90)
+
+
+def test_the_film_of_a_large_case_is_short(tmp_path):
+    pytest.importorskip("matplotlib")
+    image = pytest.importorskip("PIL.Image")
+    path = jaxbp.explain("max_pool", np.arange(64.0).reshape(8, 8), window_shape=(2, 2)).save(tmp_path / "a.gif")
+    with image.open(path) as film:
+        assert film.n_frames <= 18
+
+
+def test_padding_is_dotted_and_minus_is_a_minus():
+    pytest.importorskip("matplotlib")
+    kernel = np.array([[1.0, -2.0], [0.0, 3.0]])
+    (axes,) = jaxbp.explain("conv", np.arange(9.0).reshape(3, 3), kernel, padding="VALID").figure().axes
+    texts = [text.get_text() for text in axes.texts]
+    assert "\N{MINUS SIGN}2" in texts and not any(text.startswith("-") for text in texts)
+    styles = [patch.get_linestyle() for patch in axes.patches]
+    assert styles.count("dotted") == 16 - 4  # delta of 2x2, padded to 4x4
+
+
+@pytest.mark.parametrize("name", ["png", "gif"])
+def test_a_picture_names_the_extra_that_it_needs(tmp_path, monkeypatch, name):
+    monkeypatch.delitem(sys.modules, "jaxbp._explain._figure", raising=False)
+    monkeypatch.delattr("jaxbp._explain._figure", raising=False)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(
+        ModuleNotFoundError, match=r"needs matplotlib, which is not installed: pip install 'jaxbp\[plot\]'"
+    ):
+        jaxbp.explain("dense", np.ones((1, 2)), np.ones((2, 2))).save(tmp_path / f"a.{name}")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_pool_that_jax_cannot_differentiate_is_shown_by_jaxbp_alone():

@@ -6,45 +6,23 @@ Screenshots of every tab are kept in the folder that the environment variable JA
 
 import os
 import re
-import shutil
 import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
+from browser import look, needs_browser, start
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import Select
 
 import jaxbp
 from jaxbp import _explain
 from jaxbp._explain._case import uses, window_of
 from jaxbp._explain._examples import article_case, drawn_case
 
-pytest.importorskip("selenium", reason="the browser tests need selenium: pip install selenium")
-from selenium import webdriver
-from selenium.webdriver.chrome.service import Service
-from selenium.webdriver.common.action_chains import ActionChains
-from selenium.webdriver.common.by import By
-from selenium.webdriver.common.keys import Keys
-from selenium.webdriver.support.ui import Select
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-DRIVER = shutil.which("chromedriver")
-pytestmark = [
-    pytest.mark.skipif(
-        not (CHROMIUM and DRIVER),
-        reason="the browser tests need Chromium: apt-get install chromium chromium-driver",
-    ),
-]
-FLAGS = (
-    "--headless=new",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--disable-dev-shm-usage",
-)
+pytestmark = [needs_browser]
 TABS = ("input", "kernel", "bias", "max", "avg", "dense")
 # Which of jaxbp's arrays each matrix on the page shows.
 MATRICES = {
@@ -69,14 +47,8 @@ OP_OF_TAB = {"input": "conv", "kernel": "conv", "bias": "conv", "max": "max_pool
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    """One headless Chromium for the file, with a profile of its own and no downloads."""
-    os.environ["SE_OFFLINE"] = "true"
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM or ""
-    for flag in [*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"]:
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options, Service(DRIVER))
+    """One headless Chromium for the file."""
+    driver = start(tmp_path_factory.mktemp("profile"))
     yield driver
     driver.quit()
 
@@ -87,14 +59,6 @@ def no_console_errors(browser):
     browser.get_log("browser")
     yield
     assert browser.get_log("browser") == []
-
-
-def look(browser, width=1280, height=900, dark=False):
-    """Give the browser a size and a colour scheme."""
-    size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
 
 
 def show(browser, explanation, folder, change=lambda page: page):
@@ -554,6 +518,39 @@ def test_the_theme_button_overrules_the_system(browser, tmp_path):
     assert light != dark and browser.execute_script(background) == dark
     by_id(browser, "theme").click()
     assert browser.execute_script(background) == light
+
+
+def test_the_theme_outlives_a_reload(browser, tmp_path):
+    show(browser, drawn(), tmp_path)
+    background = "return getComputedStyle(document.body).backgroundColor"
+    by_id(browser, "theme").click()
+    chosen = browser.execute_script(background)
+    browser.refresh()
+    kept = browser.execute_script(background)
+    browser.execute_script("localStorage.clear()")
+    browser.refresh()
+    assert kept == chosen != browser.execute_script(background)
+
+
+def test_every_tab_has_a_title_of_its_own_and_lies_in_a_landmark(browser, tmp_path):
+    show(browser, article(), tmp_path)
+    titles = []
+    for tab in TABS:
+        open_tab(browser, tab)
+        titles.append(by_id(browser, "title").text)
+    assert len(set(titles)) == len(TABS)
+    assert "rotate" in titles[0] and not any("rotate" in title for title in titles[1:])
+    assert browser.find_elements(By.CSS_SELECTOR, "main [role=tablist]")
+
+
+def test_a_matrix_that_scrolls_says_so(browser, tmp_path):
+    show(browser, drawn("conv", 8, 4), tmp_path)
+    look(browser, width=380, height=800)
+    browser.refresh()
+    sign = "return [...document.querySelectorAll('.scroll')].map(e => [e.scrollWidth > e.clientWidth, getComputedStyle(e, '::after').content])"
+    boxes = browser.execute_script(sign)
+    assert any(scrolls for scrolls, _ in boxes)
+    assert all(scrolls == ("scroll" in content) for scrolls, content in boxes)
 
 
 def test_the_page_loads_nothing_and_can_start_on_a_tab(browser, tmp_path):
