@@ -70,6 +70,10 @@ def write_whole(file: str | os.PathLike[str], write: Callable[[Path], Any]) -> N
             write(temporary)
             with undisturbed:
                 temporary.replace(path)
+        except OSError as error:
+            if error.filename != str(temporary):
+                raise
+            raise type(error)(error.errno, error.strerror, str(file)) from None
         finally:
             temporary.unlink(missing_ok=True)
 

@@ -5,6 +5,7 @@ becomes a page, a source file becomes a page that shows it, a picture is copied,
 """
 
 import argparse
+import json
 import os
 import posixpath
 import re
@@ -24,9 +25,10 @@ PAGES = {
     "BENCHMARKS.md": "benchmarks.md",
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
+    "examples/backpropagation.ipynb": "lesson.md",
 }
 PICTURES = (".png", ".gif", ".svg")
-LANGUAGES = {".py": "python", ".ipynb": "json", ".json": "json", ".yml": "yaml"}
+LANGUAGES = {".py": "python", ".json": "json", ".yml": "yaml"}
 LINK = re.compile(r"(\]\()([^)\s#]+)((?:#[^)\s]*)?\))")
 # Which files of the package a page of the reference is about; what no other page has is a tool.
 REFERENCE = {
@@ -69,6 +71,15 @@ def with_site_links(text: str, uri: str) -> str:
         return f"{link[1]}{posixpath.relpath(site_path(path), posixpath.dirname(uri) or '.')}{link[3]}"
 
     return LINK.sub(rewrite, text)
+
+
+def as_markdown(path: str) -> str:
+    """A document as Markdown: a notebook's cells one after the other."""
+    text = (ROOT / path).read_text()
+    if not path.endswith(".ipynb"):
+        return text
+    cells = [("".join(cell["source"]), cell["cell_type"]) for cell in json.loads(text)["cells"]]
+    return "\n\n".join(source if kind == "markdown" else f"```python\n{source}\n```" for source, kind in cells)
 
 
 def source_page(path: str) -> str:
@@ -119,7 +130,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     def add(uri: str, **content: Any) -> None:
         files.append(File.generated(config, uri, **content))
 
-    texts = {path: (ROOT / path).read_text() for path in PAGES}
+    texts = {path: as_markdown(path) for path in PAGES}
     texts |= {f"docs/{file.src_uri}": file.content_string for file in files.documentation_pages()}
     for path, uri in PAGES.items():
         add(uri, content=texts[path])

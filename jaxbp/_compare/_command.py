@@ -108,7 +108,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--time",
         action=argparse.BooleanOptionalAction,
-        help="measure time (default: a user's function yes, jaxbp's ops no)",
+        help="measure time and memory (default: a user's function yes, jaxbp's ops no)",
     )
     parser.add_argument("--verbose", action="store_true", help="print every report, not only the wrong ones")
     parser.add_argument("--json", metavar="FILE", help="write all reports there")
@@ -132,7 +132,7 @@ def run(args: argparse.Namespace) -> int:
             with undisturbed:
                 saved = _save(args, reports)
     except (TypeError, ValueError, MemoryError) as error:
-        print(f"jaxbp compare: {error}", file=sys.stderr)
+        print(f"jaxbp compare: {str(error).removeprefix('compare: ')}", file=sys.stderr)
         return 2
     wrong = [name for name, report in reports if not report.ok]
     if len(reports) > 1:
@@ -182,6 +182,7 @@ def _user_report(args: argparse.Namespace, reports: list[tuple[str, Comparison]]
         key=args.seed,
         transforms=args.transforms,
         time=args.time is not False,
+        memory=args.time is not False,
         **dict(args.keyword),
     )
     reports.append((args.targets[0], report))
@@ -197,9 +198,9 @@ def _require_fit(target: str, function: Any, arrays: list, keywords: dict[str, A
     try:
         signature.bind(*arrays, **keywords)
     except TypeError as error:
-        raise ValueError(
-            f"{target} takes {signature}, but the command line gives {len(arrays)} arguments: {error}"
-        ) from None
+        given = f"{len(arrays)} {'array' if len(arrays) == 1 else 'arrays'}"
+        given = " and ".join([given, *(f"{name}=" for name in keywords)])
+        raise ValueError(f"{target} takes {signature}, but the command line gives {given}: {error}") from None
 
 
 def _own_reports(args: argparse.Namespace, reports: list[tuple[str, Comparison]]) -> None:

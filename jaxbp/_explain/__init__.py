@@ -161,8 +161,8 @@ def run(args: argparse.Namespace) -> int:
     except BrokenPipeError:
         raise
     except (TypeError, ValueError, OSError, ImportError, MemoryError) as error:
-        message = " ".join(str(error).split())
-        print(message if message.startswith("explain") else f"explain: {message}", file=sys.stderr)
+        message = " ".join(str(error).split()).removeprefix("explain: ")
+        print(f"jaxbp explain: {message}", file=sys.stderr)
         return 2
     return 0
 

@@ -2,6 +2,11 @@
 
 Change `import equinox as eqx` to `from jaxbp import equinox as eqx`, and nothing else. Field names, shapes and
 files written by `eqx.tree_serialise_leaves` stay the same in both directions.
+
+The layers are subclasses, so a model of theirs has another tree structure than Equinox's: `jax.tree.map` over both, an
+optimiser state made for the other, `eqx.combine` and `eqx.tree_equal` fail across the two. Move the parameters by
+`jax.tree.unflatten(jax.tree.structure(new), jax.tree.leaves(old))`, or keep Equinox's types and use
+`jaxbp.swap_lax("equinox")`.
 """
 
 from typing import Any

@@ -1,7 +1,8 @@
 """`flax.nnx` with jaxbp's hand-written gradients in Conv, ConvTranspose and the pools; the rest is Flax's.
 
 The layers are subclasses of Flax's own with the same parameters, so `nnx.state` of a model and its checkpoints
-can be exchanged both ways. Conv hands `jaxbp.conv_general_dilated` to Flax's own argument of that name.
+can be exchanged both ways. Graph definitions differ, as they name the class: move the state alone. Conv hands
+`jaxbp.conv_general_dilated` to Flax's own argument of that name.
 
     >>> import jax.numpy as jnp
     >>> from jaxbp.flax import nnx

@@ -387,6 +387,12 @@ def test_a_link_and_a_device_stay_what_they_are(tmp_path):
         assert Path(os.devnull).is_char_device()
 
 
+def test_an_error_names_the_file_that_was_asked_for(tmp_path):
+    (tmp_path / "there").write_text("")
+    with pytest.raises(NotADirectoryError, match=r"Not a directory: '.*there/file\.html'$"):
+        _output.write_whole(tmp_path / "there" / "file.html", lambda path: path.write_text("new"))
+
+
 @pytest.fixture
 def quick(monkeypatch):
     """Leave out what measures the machine."""
@@ -479,7 +485,7 @@ def test_wrong_numbers_and_words_are_one_line(tmp_path, capsys):
         (["compare", "relu", "--seed", "-1"], "jaxbp compare: --seed -1 must be 0 or more"),
         (["compare", "relu", "--transforms", "jot"], "jaxbp compare: --transforms 'jot' is not known; use jit, vmap, "),
         (["compare", f"{tmp_path}/mine.py:square", "--shape", "9" * 13], "jaxbp compare: Unable to allocate "),
-        (["explain", "conv", "--input", "9999999"], "explain: Unable to allocate "),
+        (["explain", "conv", "--input", "9999999"], "jaxbp explain: Unable to allocate "),
     ):
         assert command_line.main(words) == 2
         out, err = capsys.readouterr()

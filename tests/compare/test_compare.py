@@ -744,7 +744,8 @@ def test_the_command_refuses_what_makes_no_sense(tmp_path, capsys):
         (["convolve"], "'convolve' is no op of jaxbp; known are conv, "),
         (["conv", "--shape", "3"], "go with a module:function"),
         ([f"{path}:scaled", "conv", "--shape", "3"], "one module:function at a time"),
-        ([f"{path}:scaled", "--shape", "3"], "but the command line gives 1 arguments: missing a required argument"),
+        ([f"{path}:scaled", "--shape", "3"], "but the command line gives 1 array: missing a required argument"),
+        ([f"{path}:scaled", "--shape", "3", "--keyword", "c=1"], "gives 1 array and c=: "),
         (["conv", "--json", f"{tmp_path}/absent/x.json"], "there is no folder"),
     ]:
         assert command(*words) == 2
@@ -767,7 +768,7 @@ def test_compare_knows_no_layer():
     import jaxbp._compare as package
 
     files = [file for file in Path(package.__file__).parent.glob("*.py") if file.name != "_command.py"]
-    allowed = {"_arguments", "jax", "numpy", *(file.stem for file in files), *sys.stdlib_module_names}
+    allowed = {"_adapter", "_arguments", "jax", "numpy", *(file.stem for file in files), *sys.stdlib_module_names}
     assert len(files) == 6
     for file in files:
         lines = file.read_text().splitlines()

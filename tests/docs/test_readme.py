@@ -105,6 +105,34 @@ def test_every_command_exists():
             assert not unknown, f"{path.name}: {name} has no {unknown}"
 
 
+COMMANDS_SHOWN = sorted(
+    {
+        words.strip()
+        for path in DOCUMENTS
+        for words in re.findall(r"python -m jaxbp ((?:explain|compare|bench --plan)\b[^`\n]*)", path.read_text())
+    }
+)
+
+
+@pytest.mark.parametrize("words", COMMANDS_SHOWN)
+def test_every_command_but_measurements_runs(words, tmp_path, monkeypatch, capsys):
+    """In an empty folder, with a file of the reader's own where a document names one."""
+    from jaxbp import __main__ as command_line
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "examples").mkdir()
+    rule = "import jax\nfunction = jax.custom_vjp(lambda x: x * x)\n"
+    rule += "function.defvjp(lambda x: (x * x, x), lambda x, delta: (2 * x * delta,))\n"
+    (tmp_path / "file.py").write_text(rule)
+    extra = ["--no-time"] if words.startswith("compare") else []
+    if words == "compare":
+        extra += ["relu", "--transforms", "jit"]  # without a name it compares every op: tests/bench does
+    assert command_line.main([*words.split(), *extra]) == 0
+    written = [word for word in words.split() if word.endswith((".html", ".png", ".gif"))]
+    assert all((tmp_path / name).stat().st_size > 1000 for name in written)
+    capsys.readouterr()
+
+
 def test_every_public_name_is_in_the_readme():
     import jaxbp
 

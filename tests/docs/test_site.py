@@ -82,7 +82,7 @@ def test_links_lead_to_the_site_s_own_pages(site):
 @needs_browser
 def test_every_page_loads_without_an_error_and_is_readable_on_a_phone(site, address, chromium):
     found = pages(site)
-    assert {"index.html", "derivation.html", "explain.html", "reference/convolution.html"} <= {*found}
+    assert {"index.html", "derivation.html", "explain.html", "lesson.html", "reference/convolution.html"} <= {*found}
     chromium.get_log("browser")
     for page in found:
         for width in (1280, 380):

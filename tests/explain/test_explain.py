@@ -299,7 +299,7 @@ def test_wrong_input_is_one_line_and_status_2_and_writes_nothing(words, message,
     monkeypatch.chdir(tmp_path)
     assert command(*words.split()) == 2
     printed = capsys.readouterr()
-    assert printed.out == "" and printed.err.count("\n") == 1 and printed.err.startswith("explain: ")
+    assert printed.out == "" and printed.err.count("\n") == 1 and printed.err.startswith("jaxbp explain: ")
     assert message in printed.err
     assert list(tmp_path.iterdir()) == []
 

@@ -28,7 +28,7 @@ X = np.arange(16.0, dtype=np.float32).reshape(1, 4, 4, 1)
 def public_names():
     """All of jaxbp's own and of `automatic`, and what the adapters have in the place of the libraries' own."""
     own = [(m, n) for m in (jaxbp, jaxbp.automatic) for n in dir(m) if n[0] != "_" and callable(getattr(m, n))]
-    adapters = [(m, n) for m in (linen, nnx, eqx.nn, hk) for n in m.__all__]
+    adapters = [(m, n) for m in (linen, nnx, eqx.nn, hk) for n in m.__all__ if n in vars(m)]
     return {f"{module.__name__}.{name}": getattr(module, name) for module, name in own + adapters}
 
 
