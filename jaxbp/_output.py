@@ -4,6 +4,7 @@ import importlib.util
 import os
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,8 @@ def write_whole(file: str | os.PathLike[str], write: Callable[[Path], Any]) -> N
                 raise
             raise type(error)(error.errno, error.strerror, str(file)) from None
         finally:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):
+                temporary.unlink()
 
 
 def _is_device(file: str | os.PathLike[str]) -> bool:

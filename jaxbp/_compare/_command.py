@@ -95,9 +95,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a keyword argument for both functions",
     )
     parser.add_argument("--automatic", metavar="MODULE:FUNCTION", help="the same function without the rule")
-    parser.add_argument("--dtype", default="float32", choices=["float16", "bfloat16", "float32"])
+    parser.add_argument(
+        "--dtype",
+        default="float32",
+        choices=["float16", "bfloat16", "float32"],
+        help="of the arrays (default: float32)",
+    )
     parser.add_argument("--integers", action="store_true", help="small integers, for exact sums and ties")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="which random arrays (default: 0)")
     parser.add_argument(
         "--transforms",
         type=_transforms,

@@ -133,7 +133,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--padding", metavar="P", help="VALID (default), SAME, SAME_LOWER or a number of pixels")
     parser.add_argument("--dilation", type=int, metavar="D", help="step between the window's pixels; default 1")
     parser.add_argument("--seed", type=int, metavar="SEED", help="which small integers to draw; default 0")
-    parser.add_argument("--article", action="store_true", help="the article's worked example instead of drawn numbers")
+    parser.add_argument(
+        "--article", action="store_true", help="the worked example of docs/derivation.md instead of drawn numbers"
+    )
     parser.add_argument(
         "--pixel", "--cell", type=int, nargs=2, metavar=("ROW", "COLUMN"), help="input pixel to work out, from 0"
     )

@@ -1,7 +1,9 @@
 """What a user does with an installed wheel and nothing else: import, train, explain. Also checked by pyright."""
 
+import re
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import jax
@@ -28,6 +30,8 @@ def main(version: str) -> None:
     """Run everything in an empty folder."""
     assert "site-packages" in jaxbp.__file__, jaxbp.__file__
     assert jaxbp.__version__ == version, jaxbp.__version__
+    description = metadata.distribution("jaxbp").read_text("METADATA") or ""
+    assert "## Is it fast?" in description and not re.search(r"\]\((?!https?:)", description)
     keys = jax.random.split(jax.random.key(0), 3)
     params = {
         "kernel": jax.random.normal(keys[0], (3, 3, 1, 4)) * 0.3,
