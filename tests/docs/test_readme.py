@@ -109,7 +109,7 @@ COMMANDS_SHOWN = sorted(
     {
         words.strip()
         for path in DOCUMENTS
-        for words in re.findall(r"python -m jaxbp ((?:explain|compare|bench --plan)\b[^`\n]*)", path.read_text())
+        for words in re.findall(r"python -m jaxbp ((?:explain \w|compare|bench --plan)[^`\n]*)", path.read_text())
     }
 )
 
