@@ -5,6 +5,7 @@ import io
 import re
 from pathlib import Path
 
+import jax
 import pytest
 from benchmark_tables import RESULTS, block, filled, load, measured, program_table
 
@@ -28,15 +29,10 @@ def anchors(path: Path) -> set[str]:
 
 
 @pytest.fixture
-def readers_jax(monkeypatch, tmp_path):
-    """A reader's JAX is not set to refuse promotion; what a block configures is undone."""
-    import jax
-
-    before = {name: getattr(jax.config, name) for name in ("jax_compilation_cache_dir",)}
+def readers_jax():
+    """A reader's JAX is not set to refuse promotion."""
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
-    for name, value in before.items():
-        jax.config.update(name, value)
 
 
 @pytest.mark.parametrize("path", [p for p in DOCUMENTS if blocks(p)], ids=lambda path: path.name)
