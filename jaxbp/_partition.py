@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.experimental.custom_partitioning import custom_partitioning
@@ -144,14 +145,14 @@ def part_of_window(w: Window, split: Split, of_output: bool = False) -> tuple[Wi
     return w._replace(input_shape=sizes, output_shape=outs, padding=padding), halos
 
 
-def with_halos(a: jax.Array, first: int, halos: Sequence[tuple[int, int]], split: Split) -> jax.Array:
-    """A device's part of an array with the pixels of its neighbours, and zeros where there is none.
+def with_halos(a: jax.Array, first: int, halos: Sequence[tuple[int, int]], split: Split, fill: Any = 0) -> jax.Array:
+    """A device's part of an array with the pixels of its neighbours, and `fill` where there is none.
 
     `first`: the first spatial axis.
     """
     for axis, (before, behind) in enumerate(halos):
         if before or behind:
-            a = _with_halo(a, first + axis, before, behind, split.count(f"s{axis}"), split.over[f"s{axis}"])
+            a = _with_halo(a, first + axis, before, behind, split.count(f"s{axis}"), split.over[f"s{axis}"], fill)
     return a
 
 
@@ -187,7 +188,7 @@ def _partitioned(
             y = part(split, *parts)
             return lax.psum(y, over) if over else y
 
-        return mesh, local, tuple(out) if several else out[0], tuple(puts)
+        return mesh, local, out if several else out[0], tuple(puts)
 
     every = [axis for axes in (*rule.operands, *rule.results) for axis in axes]
     inner = {factor for axis in every if len(axis) > 1 for factor in axis} - {
@@ -220,16 +221,17 @@ def _choose(rule: Rule, mesh: Mesh, arrays: Sequence[Any], sharded: Sequence[Seq
     for name, found in places.items():
         groups[frozenset(found)] = (*groups.get(frozenset(found), ()), name)
     # Parts of an inner factor would be no blocks of their axis.
+    outer = dict.fromkeys(axis[0] for axes in mappings for axis in axes if rule.sizes.get(axis[0], 0) > 1)
     inner = {factor for axes in mappings for axis in axes for factor in axis[1:]}
-    options = [sorted({mappings[i][k][0] for i, k in found} - inner) for found in groups]
+    options = [None, *(factor for factor in outer if factor not in inner)]
     splits = []
-    for choice in itertools.product(*([None, *factors] for factors in options)):
+    for choice in itertools.product(options, repeat=len(groups)):
         over: dict[str, Names] = {}
         for names, factor in zip(groups.values(), choice, strict=True):
             if factor is not None:
                 over[factor] = (*over.get(factor, ()), *names)
         split = Split(mesh, over)
-        if all(rule.sizes.get(factor) and rule.sizes[factor] % split.count(factor) == 0 for factor in over):
+        if all(rule.sizes[factor] % split.count(factor) == 0 for factor in over):
             splits.append(split)
     return min(splits, key=lambda split: _cost(split, rule, arrays, sharded))
 
@@ -321,7 +323,7 @@ def _all(arrays: Sequence[Axes]) -> dict[str, None]:
     return dict.fromkeys(factor for axes in arrays for axis in axes for factor in axis)
 
 
-def _with_halo(a: jax.Array, axis: int, before: int, behind: int, count: int, names: Names) -> jax.Array:
+def _with_halo(a: jax.Array, axis: int, before: int, behind: int, count: int, names: Names, fill: Any) -> jax.Array:
     """The part of one of `count` devices in a row with so many pixels of those before and behind it."""
     size = a.shape[axis]
 
@@ -329,7 +331,11 @@ def _with_halo(a: jax.Array, axis: int, before: int, behind: int, count: int, na
         """The nearest pixels of the device so many places behind, or before if negative."""
         start = 0 if distance > 0 else size - pixels
         pairs = [(i + distance, i) for i in range(count) if 0 <= i + distance < count]
-        return lax.ppermute(lax.slice_in_dim(a, start, start + pixels, axis=axis), names, pairs)
+        received = lax.ppermute(lax.slice_in_dim(a, start, start + pixels, axis=axis), names, pairs)
+        if fill == 0:
+            return received
+        place = lax.axis_index(names) + distance
+        return jnp.where((place >= 0) & (place < count), received, jnp.asarray(fill, a.dtype))
 
     def places(pixels: int) -> list[tuple[int, int]]:
         return [(place, min(size, pixels - (place - 1) * size)) for place in range(1, -(-pixels // size) + 1)]
