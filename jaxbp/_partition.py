@@ -66,25 +66,25 @@ class Split(NamedTuple):
 
 
 def on_devices(
-    whole: Callable[..., Any], part: Callable[..., Any], rule: Callable[..., Rule], remainder: Callable[..., Any],
-    results: int | None = None,
+    whole: Callable[..., Any], part: Callable[..., Any], rule: Callable[..., Rule | None],
+    remainder: Callable[..., Any], results: int | None = None,
 ) -> Callable[..., Any]:  # fmt: skip
     """The lowering of a primitive: `whole` on one device; on several, each computes its part.
 
     `rule(*avals, **parameters)` is the op's rule, and `part(split, *operands, **parameters)` computes a device's part.
-    `remainder` is for XLA to partition, where the op cannot be: in programs to export, and where some axes of a mesh
+    `remainder` is for XLA to partition: where there is no rule, in programs to export, and where some axes of a mesh
     are manual and others are not. `results`: how many, if the primitive has several.
     """
 
     def lower(ctx: Any, *operands: Any, **parameters: Any) -> Any:
         devices = _devices(ctx)
-        if devices is None or len(devices) == 1:
-            function = remainder if devices is None else whole
+        sharding_rule = None if devices is None or len(devices) == 1 else rule(*ctx.avals_in, **parameters)
+        if devices is None or sharding_rule is None:
+            function = whole if devices is not None and len(devices) == 1 else remainder
             return mlir.lower_fun(function, multiple_results=results is not None)(ctx, *operands, **parameters)
         context = dataclasses.replace(ctx.module_context.axis_context, device_assignment=devices)
         ctx = ctx.replace(module_context=ctx.module_context.replace(axis_context=context))
         # An operand that is only waited for would delay what is sent.
-        sharding_rule = rule(*ctx.avals_in, **parameters)
         count = len(sharding_rule.operands)
         ctx = ctx.replace(avals_in=ctx.avals_in[:count])
         # JAX asks it for the shapes of its results alone.
@@ -152,7 +152,7 @@ def with_halos(a: jax.Array, first: int, halos: Sequence[tuple[int, int]], split
     """
     for axis, (before, behind) in enumerate(halos):
         if before or behind:
-            a = _with_halo(a, first + axis, before, behind, split.count(f"s{axis}"), split.over[f"s{axis}"], fill)
+            a = _with_halo(a, first + axis, before, behind, split, f"s{axis}", fill)
     return a
 
 
@@ -160,12 +160,12 @@ def _devices(ctx: Any) -> tuple[Any, ...] | None:
     """As many devices as XLA partitions the program for, or None where it must partition the op's inside."""
     context = ctx.module_context.axis_context
     if hasattr(context, "manual_axes"):
-        return jax.devices()[:1] if len(context.manual_axes) == len(context.mesh.axis_names) else None
+        return tuple(jax.devices()[:1]) if len(context.manual_axes) == len(context.mesh.axis_names) else None
     count = getattr(context, "num_devices", 1)
     # Which ones does not matter: shardings count them. JAX tells only primitives of its own.
     devices = getattr(context, "device_assignment", None) or tuple(jax.devices())[:count]
     exported = ctx.module_context.lowering_parameters.for_export
-    can = not exported and jax.config.jax_use_shardy_partitioner and len(devices) == count
+    can = not exported and getattr(jax.config, "jax_use_shardy_partitioner", True) and len(devices) == count
     return devices if can or count == 1 else None
 
 
@@ -323,15 +323,19 @@ def _all(arrays: Sequence[Axes]) -> dict[str, None]:
     return dict.fromkeys(factor for axes in arrays for axis in axes for factor in axis)
 
 
-def _with_halo(a: jax.Array, axis: int, before: int, behind: int, count: int, names: Names, fill: Any) -> jax.Array:
-    """The part of one of `count` devices in a row with so many pixels of those before and behind it."""
-    size = a.shape[axis]
+def _with_halo(a: jax.Array, axis: int, before: int, behind: int, split: Split, factor: str, fill: Any) -> jax.Array:
+    """A device's part of an axis with so many pixels of the devices before and behind it, and `fill` at the ends."""
+    size, count, names = a.shape[axis], split.count(factor), split.over[factor]
+    # Parts are counted in the order of the names, but ppermute counts devices in the mesh's order.
+    ordered = tuple(sorted(names, key=split.mesh.axis_names.index))
+    numbers = np.arange(count).reshape([split.mesh.shape[name] for name in ordered])
+    devices = numbers.transpose([ordered.index(name) for name in names]).ravel().tolist()
 
     def of_neighbour(distance: int, pixels: int) -> jax.Array:
         """The nearest pixels of the device so many places behind, or before if negative."""
         start = 0 if distance > 0 else size - pixels
-        pairs = [(i + distance, i) for i in range(count) if 0 <= i + distance < count]
-        received = lax.ppermute(lax.slice_in_dim(a, start, start + pixels, axis=axis), names, pairs)
+        pairs = [(devices[i + distance], devices[i]) for i in range(count) if 0 <= i + distance < count]
+        received = lax.ppermute(lax.slice_in_dim(a, start, start + pixels, axis=axis), ordered, pairs)
         if fill == 0:
             return received
         place = lax.axis_index(names) + distance

@@ -156,9 +156,11 @@ def _batched(operands: Sequence[Any], axes: Sequence[int | None], *, of: Sum) ->
     return conv_sum_p.bind(a, b, *first, of=of._replace(levels=(level, *of.levels))), 0
 
 
-def _rule(*avals: Any, of: Sum) -> Rule:
+def _rule(*avals: Any, of: Sum) -> Rule | None:
     """The sum's factors: levels l, batch n, spatial axes s, taps t, groups g, a group's channels i and features o."""
     (a, b), (out, g, levels) = avals[:2], of
+    if g.precision is not None:
+        return None  # whoever asks for a precision asks for what lax does
     groups, maps = g.feature_group_count, _counts(levels)
     channels, features = a.shape[-1] // groups if out == "kernel" else b.shape[-2], b.shape[-1] // groups
     inputs, outputs = window_factors(g.window)
