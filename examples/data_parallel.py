@@ -40,6 +40,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import jaxbp
+from jaxbp._bench._devices import collectives
 from jaxbp._interrupt import end, on_ctrl_c
 
 LEARNING_RATE = 0.2
@@ -93,6 +94,8 @@ def train(mesh: Mesh, data: digits_cnn.Data, args: argparse.Namespace) -> tuple[
     params = jax.tree.map(lambda leaf: place(np.asarray(leaf, np.float64), everywhere), initial)
     losses = []
     for images, labels in batches(data, args):
+        if not losses and mesh.size > 1:
+            say(what_is_sent(params, place(images, split), place(labels, split)))
         params, loss = step(params, place(images, split), place(labels, split))
         losses.append(float(loss))
     return params, losses
@@ -103,6 +106,12 @@ def step(params: digits_cnn.Params, images: jax.Array, labels: jax.Array) -> tup
     """One step of gradient descent; nothing in it knows about devices."""
     loss, grads = jax.value_and_grad(digits_cnn.loss)(params, images, labels, jaxbp)
     return jax.tree.map(lambda p, g: p - LEARNING_RATE * g, params, grads), loss
+
+
+def what_is_sent(params: digits_cnn.Params, images: jax.Array, labels: jax.Array) -> str:
+    """What the compiled step sends: the gradients and the loss, summed over all devices."""
+    sent = collectives(step.lower(params, images, labels).compile().as_text() or "")
+    return f"a step sends {sum(size for _, size in sent) / 1024:.1f} KiB to each device, in {len(sent)} collectives"
 
 
 def batches(data: digits_cnn.Data, args: argparse.Namespace) -> Iterator[tuple[np.ndarray, np.ndarray]]:

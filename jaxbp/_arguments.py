@@ -108,7 +108,7 @@ def call_map(
     like: Sequence[tuple[jax.Array, int] | None],
 ) -> Any:
     """Call a function that JAX itself differentiates, in both modes; sharded like a rule."""
-    return _call_on_mesh(function, _replicated, arrays, output_shape, like, None)
+    return _call_on_mesh(function, _replicated, _vary_alike(*arrays), output_shape, like, None)
 
 
 def whole_along(array: jax.Array, axes: Sequence[int], channels: int) -> jax.Array:

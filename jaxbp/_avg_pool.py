@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._algorithms import _pools as pools
+from . import _pool_maps as pools
 from ._arguments import as_array, call_map, keeping_64_bits, refuse_complex, require_inexact, sum_dtype
 from ._geometry import Pairs, Window, make_window
 from ._max_pool import max_pool

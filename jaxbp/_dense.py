@@ -7,7 +7,6 @@ Each weight `W[i, o]` carried `a[i]` to `z[o]`, and the chain rule needs nothing
     dJ/da = delta W^T        dJ/dW = a^T delta        dJ/db = sum over the batch of delta
 """
 
-import math
 from typing import Any
 
 import jax
@@ -19,7 +18,7 @@ from ._batching import op_primitive
 
 
 def _dense(precision: Any, x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) -> jax.Array:
-    """z = a W + b for x of (batch, I) and kernel of (I, O)."""
+    """z = a W + b for x of (*batch, I) and kernel of (I, O)."""
     z = jnp.matmul(x, kernel, precision=precision)
     return z if bias is None else z + jnp.broadcast_to(bias, z.shape)
 
@@ -36,13 +35,13 @@ def _dense_bwd(precision: Any, asked: Asked, kept: tuple, delta: jax.Array) -> t
     """The three gradients of the derivation above; None where nobody asked."""
     x, kernel = kept
     asks_x, asks_kernel, *asks_bias = asked
-    wide = sum_dtype(delta.dtype)
+    wide, batch = sum_dtype(delta.dtype), tuple(range(delta.ndim - 1))
     dx = jnp.matmul(delta, kernel.T, precision=precision) if asks_x else None
     dkernel = None
     if asks_kernel:
-        summed = (((0,), (0,)), ((), ()))
+        summed = ((batch, batch), ((), ()))
         dkernel = lax.dot_general(x, delta, summed, precision=precision, preferred_element_type=wide).astype(x.dtype)
-    dbias = jnp.sum(delta.astype(wide), axis=0).astype(delta.dtype) if any(asks_bias) else None
+    dbias = jnp.sum(delta.astype(wide), axis=batch).astype(delta.dtype) if any(asks_bias) else None
     return dx, dkernel, dbias
 
 
@@ -91,15 +90,14 @@ def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None, *, pre
             raise ValueError(
                 f"dense: bias has shape {bias.shape}, but kernel of shape {kernel.shape} calls for {kernel.shape[1:]}"
             )
-    batch = x.shape[:-1]
     precision = tuple(precision) if isinstance(precision, list) else precision
     batch = x.shape[:-1]
     shape = (*batch, kernel.shape[1])
 
     def call(x: jax.Array, *parameters: jax.Array) -> jax.Array:
-        rows = x if len(batch) == 1 else x.reshape(math.prod(batch), x.shape[-1])
-        z = dense_p.bind(rows, *parameters, static=precision, batch=(0, 0), levels=())
-        return z if len(batch) == 1 else z.reshape(shape)
+        # Examples under a vmap join the first axis of the batch.
+        z = dense_p.bind(x if batch else x[None], *parameters, static=precision, batch=(0, 0), levels=())
+        return z if batch else z[0]
 
     arrays = (x, kernel) if bias is None else (x, kernel, bias)
     like = [*((x, axis) for axis in range(len(batch))), (kernel, 1)]

@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ._algorithms import _pools as pools
+from . import _pool_maps as pools
 from ._arguments import as_array, call_map, call_rule, keeping_64_bits, refuse_complex
 from ._geometry import Window, canonical_padding, dilated_size, per_axis
 from ._pool import call_pool, pool_window, require_pooled_shape, require_winners, window_sizes

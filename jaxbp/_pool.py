@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ._algorithms import _pools as pools
+from . import _pool_maps as pools
 from ._arguments import as_array, call_map, call_rule, keeping_64_bits, require_inexact
 from ._geometry import Window, as_shape, make_window
 

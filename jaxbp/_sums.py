@@ -26,6 +26,7 @@ from . import _plan as plan
 from ._arguments import keeping_64_bits, wider
 from ._batching import Levels, mapped_over
 from ._geometry import ConvGeometry, is_static
+from ._partition import Rule, Split, joined, on_devices, part_of_window, window_factors, window_sizes, with_halos
 
 OPERANDS = {"z": ("x", "kernel"), "x": ("z", "kernel"), "kernel": ("x", "z")}
 # Those that `_plan` has tables for. On all others every sum is by definition.
@@ -155,6 +156,37 @@ def _batched(operands: Sequence[Any], axes: Sequence[int | None], *, of: Sum) ->
     return conv_sum_p.bind(a, b, *first, of=of._replace(levels=(level, *of.levels))), 0
 
 
+def _rule(*avals: Any, of: Sum) -> Rule | None:
+    """The sum's factors: levels l, batch n, spatial axes s, taps t, groups g, a group's channels i and features o."""
+    (a, b), (out, g, levels) = avals[:2], of
+    if g.precision is not None:
+        return None  # whoever asks for a precision asks for what lax does
+    groups, maps = g.feature_group_count, _counts(levels)
+    channels, features = a.shape[-1] // groups if out == "kernel" else b.shape[-2], b.shape[-1] // groups
+    inputs, outputs = window_factors(g.window)
+    axes = {
+        "x": (("n",), *inputs, joined(g=groups, i=channels)),
+        "z": (("n",), *outputs, joined(g=groups, o=features)),
+        "kernel": (*((f"t{axis}",) for axis in range(g.window.rank)), ("i",), joined(g=groups, o=features)),
+    }
+    names = [(f"l{place}",) for place in range(len(levels))]
+    mapped = [tuple(name for name, level in zip(names, levels, strict=True) if level[i]) for i in (0, 1)]
+    operands = tuple((*mapped[i], *axes[name]) for i, name in enumerate(OPERANDS[out]))
+    sizes = {"n": a.shape[maps[0]], "g": groups, "i": channels, "o": features, **window_sizes(g.window)}
+    for (name,), places in zip(names, _places(levels), strict=True):
+        sizes[name] = next(o.shape[at] for o, at in zip((a, b), places, strict=True) if at is not None)
+    return Rule(operands, ((*names, *axes[out]),), sizes)
+
+
+def _part(split: Split, a: jax.Array, b: jax.Array, *, of: Sum, platform: str) -> jax.Array:
+    """A device's part of the sum, by the plan for its sizes."""
+    g, (maps, _) = of.geometry, _counts(of.levels)
+    window, halos = part_of_window(g.window, split, of_output=of.out == "x")
+    a = with_halos(a, maps + 1, halos, split)
+    g = g._replace(window=window, feature_group_count=g.feature_group_count // split.count("g"))
+    return _evaluate(a, b, of=of._replace(geometry=g), platform=platform)
+
+
 def _counts(levels: Levels) -> tuple[int, int]:
     """How many mapped axes each operand has."""
     return sum(level[0] for level in levels), sum(level[1] for level in levels)
@@ -176,5 +208,5 @@ ad.primitive_transposes[conv_sum_p] = _transpose
 batching.primitive_batchers[conv_sum_p] = _batched
 mlir.register_lowering(conv_sum_p, mlir.lower_fun(_evaluate, multiple_results=False))
 for platform in PLATFORMS:
-    on_platform = functools.partial(_evaluate, platform=platform)
-    mlir.register_lowering(conv_sum_p, mlir.lower_fun(on_platform, multiple_results=False), platform=platform)
+    whole, part = (functools.partial(f, platform=platform) for f in (_evaluate, _part))
+    mlir.register_lowering(conv_sum_p, on_devices(whole, part, _rule, remainder=_evaluate), platform=platform)

@@ -1,7 +1,7 @@
-"""The maps of pools: maxima, sums and upsampling. On a CPU, of some images at a time where temporaries are large.
+"""How the maps of pools are evaluated: on a CPU some images at a time, where temporaries are large.
 
 Large temporaries do not stay in the cache, and their pages are mapped anew on every call. Algorithms without
-temporaries take all images at once. Arrays are (*batch, *spatial, C).
+temporaries take all images at once. Arrays are (N, *spatial, C).
 """
 
 import math
@@ -19,7 +19,6 @@ from . import _upsample, _windows
 from ._tiles import MOST_MATERIALIZED, images_at_once, some_images
 
 
-@partial(jax.jit, static_argnums=1, inline=True)
 def max_and_winners(x: jax.Array, w: Window) -> tuple[jax.Array, jax.Array]:
     """The maximum of every window of x, and the tap that won it."""
     if 0 in (*x.shape, *w.output_shape):
@@ -30,7 +29,6 @@ def max_and_winners(x: jax.Array, w: Window) -> tuple[jax.Array, jax.Array]:
     return _some_at_a_time(partial(_windows.max_and_winners, w=w), w, times, x)
 
 
-@partial(jax.jit, static_argnums=(2, 3), inline=True)
 def upsample_winners(delta: jax.Array, winners: jax.Array, w: Window, chosen: bool = False) -> jax.Array:
     """Each delta at the input pixel that won its window, added where one pixel won several, 0 elsewhere.
 
@@ -43,7 +41,11 @@ def upsample_winners(delta: jax.Array, winners: jax.Array, w: Window, chosen: bo
     return _some_at_a_time(partial(_upsample.by_winners, w=w, chosen=chosen), w, times, delta, winners)
 
 
-@partial(jax.jit, static_argnums=2, inline=True)
+def upsample_chosen(delta: jax.Array, winners: jax.Array, w: Window) -> jax.Array:
+    """`upsample_winners` of winners that a maximum chose."""
+    return upsample_winners(delta, winners, w, chosen=True)
+
+
 def unpool_winners(values: jax.Array, winners: jax.Array, w: Window) -> jax.Array:
     """Each value at the input pixel that won its window, the last one where a pixel won several, 0 elsewhere."""
     if 0 in (*values.shape, *w.input_shape):
@@ -51,13 +53,11 @@ def unpool_winners(values: jax.Array, winners: jax.Array, w: Window) -> jax.Arra
     return _upsample.unpool(values, winners, w)
 
 
-@partial(jax.jit, static_argnums=2, inline=True)
 def take_winners(x: jax.Array, winners: jax.Array, w: Window) -> jax.Array:
     """The input pixel that won each window."""
     return _windows.take_winners(x, winners, w) if x.size and winners.size else jnp.zeros(winners.shape, x.dtype)
 
 
-@partial(jax.jit, static_argnums=1, inline=True)
 def window_sum(x: jax.Array, w: Window) -> jax.Array:
     """The sum of every window, in the dtype in which sums are accumulated."""
     x = x.astype(sum_dtype(x.dtype))
@@ -68,7 +68,6 @@ def window_sum(x: jax.Array, w: Window) -> jax.Array:
     return _some_at_a_time(partial(_windows.window_sum, w=w), w, times, x)
 
 
-@partial(jax.jit, static_argnums=1, inline=True)
 def upsample_evenly(delta: jax.Array, w: Window) -> jax.Array:
     """Each delta at every input pixel of its window, added where windows overlap."""
     if 0 in (*delta.shape, *w.input_shape):

@@ -22,6 +22,9 @@ from .._interrupt import INTERRUPTED, end, on_ctrl_c, undisturbed
 from .._output import picture_file, require_picture, require_writable, write_whole
 from ._algorithms import Choice, measure_choices, summary, to_record
 from ._cases import measure_case, measure_model, warm_up
+from ._devices import HEADING, Row, measure_item, require_devices, split_evenly
+from ._devices import summary as traffic_summary
+from ._devices import to_record as to_row
 from ._measure import cores, machine_limits
 from ._models import MODELS
 from ._plan import plan_text
@@ -79,6 +82,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--algorithms", action="store_true", help="time every algorithm that applies to each sum, and the chosen one"
     )
     parser.add_argument("--plan", action="store_true", help="only say which algorithm each sum takes, and why")
+    parser.add_argument(
+        "--devices", type=int, metavar="N", help="compile for N devices, and say what each is sent in a step"
+    )
     parser.add_argument("--json", metavar="FILE", help="write everything measured there")
     parser.add_argument("--plot", metavar="FILE", help="draw the ratios as bars there (needs matplotlib)")
 
@@ -112,6 +118,8 @@ def _run(args: argparse.Namespace, chosen: list) -> int:
     warm_up()
     if args.algorithms:
         return _time_algorithms(args, record, chosen)
+    if args.devices is not None:
+        return _measure_devices(args, record, chosen)
     names = [item.name for item in chosen]
     if args.models:
         table = Table(names, torch=args.torch, layers=False, errors=False)
@@ -180,6 +188,36 @@ def _time_algorithms(args: argparse.Namespace, record: dict[str, Any], cases: li
         with undisturbed:
             saved = save()
     print(f"\n{summary(choices)}", flush=True)
+    return status or (0 if saved else 2)
+
+
+def _measure_devices(args: argparse.Namespace, record: dict[str, Any], items: list) -> int:
+    """What each device is sent, in every layout."""
+    rows: list[Row] = []
+    done: list[Any] = []
+
+    def save() -> bool:
+        return _save(args, record | {"devices": args.devices}, [to_row(row) for row in rows])
+
+    def stop() -> None:
+        save()
+        end(_stopped(len(done), items), traffic_summary(rows))
+
+    def show(item: Any) -> None:
+        for row in measure_item(split_evenly(item, args.devices), args.devices, args.dtype, args.seconds):
+            rows.append(row)
+            _clear_progress()
+            print(row, flush=True)
+        done.append(item)
+
+    print(HEADING, flush=True)
+    try:
+        with on_ctrl_c(stop):
+            status = _each(items, show)
+    finally:
+        with undisturbed:
+            saved = save()
+    print(f"\n{traffic_summary(rows)}", flush=True)
     return status or (0 if saved else 2)
 
 
@@ -287,6 +325,12 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError("--plan is about single layers; leave out --models")
     if args.plan and (args.json is not None or args.plot is not None):
         raise ValueError("--plan measures nothing that --json or --plot could write; leave them out")
+    if args.devices is not None:
+        if args.algorithms or args.plan or args.torch or args.errors or args.parts or args.plot is not None:
+            raise ValueError(
+                "--devices reads compiled steps: leave out --algorithms, --plan, --torch, --errors, --parts and --plot"
+            )
+        require_devices(args.devices)
     if args.torch and importlib.util.find_spec("torch") is None:
         raise ValueError(f"--torch needs torch, which is not installed: {install('torch')}")
     if args.torch and jax.default_backend() != "cpu":

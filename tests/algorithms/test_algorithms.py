@@ -452,18 +452,20 @@ def test_pools_on_the_other_side_of_every_limit(monkeypatch, limit, phases, name
     monkeypatch.setattr(_windows, "TAPS_AT_ONCE", limit)
     monkeypatch.setattr(_upsample, "WINDOWS_AT_ONCE", limit)
     monkeypatch.setattr(_upsample, "PHASES_AT_ONCE", phases)
-    check_pools_anew(monkeypatch, POOLS[name])
+    check_pools_anew(POOLS[name])
 
 
-def check_pools_anew(monkeypatch, case):
-    """All pools equal loops, without their `jit`, which may remember a program from before."""
-    for map_name in [name for name, value in vars(_pools).items() if hasattr(value, "__wrapped__")]:
-        monkeypatch.setattr(_pools, map_name, getattr(_pools, map_name).__wrapped__)
+def check_pools_anew(case):
+    """All pools equal loops, with no program from before, and none left behind."""
+    jax.clear_caches()
     inputs = integers(1, case.inputs)
-    test_pool.check_all_against_loops(
-        case, inputs, jax.jit(lambda x: test_pool.all_pools(test_pool.jaxbp, case, x))(inputs)
-    )
-    test_pool.test_winners(case)
+    try:
+        test_pool.check_all_against_loops(
+            case, inputs, jax.jit(lambda x: test_pool.all_pools(test_pool.jaxbp, case, x))(inputs)
+        )
+        test_pool.test_winners(case)
+    finally:
+        jax.clear_caches()
 
 
 @pytest.mark.parametrize("images", [1, 2])
@@ -479,7 +481,7 @@ def test_pools_of_some_images_at_a_time(monkeypatch, name, images):
     monkeypatch.setattr(_pools, "images_at_once", lambda batch, pixels, times: images)
     monkeypatch.setattr(_pools, "some_images", some_images)
     case = POOLS[name]
-    check_pools_anew(monkeypatch, case._replace(inputs=(4, *case.inputs[1:])))
+    check_pools_anew(case._replace(inputs=(4, *case.inputs[1:])))
     assert {*parts} == {4 // images}
 
 

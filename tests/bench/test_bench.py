@@ -17,7 +17,7 @@ import pytest
 import jaxbp
 from jaxbp import __main__ as command_line
 from jaxbp import _bench
-from jaxbp._bench import _algorithms, _cases, _measure, _models, _plan, _programs, _result, _table
+from jaxbp._bench import _algorithms, _cases, _devices, _measure, _models, _plan, _programs, _result, _suite, _table
 from jaxbp._bench._random import NUMBERS, OPERATIONS, random_cases
 from jaxbp._bench._suite import CASES, Case, operations, traffic
 from jaxbp._plan import ALGORITHMS, candidates, plan
@@ -330,6 +330,44 @@ def test_the_plan_is_what_runs(case):
         }
 
 
+# ------------------------------------------------------------------------------------------- several devices
+
+
+def test_devices_are_sent_what_a_kernel_s_gradient_has(quick, capsys, monkeypatch, tmp_path):
+    """Every layout with both rules; where lax aborts, one is named. With real devices, times, too."""
+    monkeypatch.setattr(_devices, "_real", lambda: True)
+    case = _suite.conv_case("a", "grouped", (2, 16, 8, 8), (3, 3, 2, 8), feature_group_count=4)
+    monkeypatch.setattr(_bench, "CASES", (case,))
+    file = tmp_path / "sent.json"
+    assert bench("--devices", "8", "--json", str(file)) == 0
+    printed = capsys.readouterr().out
+    rows = {row["layout"]: row for row in json.loads(file.read_text())["cases"]}
+    assert set(rows) == {layout.name for layout in _devices.LAYOUTS}
+    assert rows["data parallel"]["manual"]["bytes"] == 4 * 3 * 3 * 2 * 8
+    assert rows["data parallel"]["manual"]["collectives"] == 1
+    assert rows["data parallel"]["manual"]["ms"] > 0
+    assert rows["tensor parallel"]["automatic"] is None
+    assert "XLA aborts" in printed and "MiB sent in all" in printed
+
+
+def test_devices_train_models(quick, capsys, monkeypatch):
+    monkeypatch.setattr(_bench, "MODELS", [small(_models.MODELS[0])])
+    monkeypatch.setattr(_devices, "LAYOUTS", _devices.LAYOUTS[:1])
+    assert bench("--devices", "8", "--models") == 0
+    assert "data parallel" in capsys.readouterr().out
+
+
+def test_collectives_are_read_from_a_program():
+    text = """
+      %a = (f32[8,3]{1,0}, bf16[4]{0}) all-reduce(%x, %y), channel_id=1
+      %b = f32[16]{0} all-gather-done(%c)
+      %d = (f32[2]{0}, f32[16]{0}) all-gather-start(%e)
+      %f = pred[7]{0} collective-permute(%g)
+    """
+    found = [("all-reduce", 8 * 3 * 4 + 4 * 2), ("all-gather", 64), ("collective-permute", 7)]
+    assert _devices.collectives(text) == found
+
+
 # ------------------------------------------------------------------------------------------- all algorithms
 
 
@@ -442,6 +480,9 @@ def test_interrupted_before_the_first_case(quick, capsys, monkeypatch):
         (["--json", "no/such/folder/a.json"], "--json no/such/folder/a.json: there is no folder /"),
         (["--plot", "ratios.xyz"], "--plot ratios.xyz: pictures of .xyz cannot be drawn; use one of .*png"),
         (["--plan", "--models"], "--plan is about single layers; leave out --models"),
+        (["--devices", "7"], "--devices 7 must be an even number of devices, 2 or more"),
+        (["--devices", "64"], "--devices 64 needs as many devices, but JAX has 8"),
+        (["--devices", "8", "--plan"], "--devices reads compiled steps: leave out"),
         (["--algorithms", "--models"], "--algorithms times single sums: leave out --models"),
         (["--algorithms", "--plan"], "--algorithms measures what --plan only names: leave out one of them"),
         (["--plan", "--json", "plan.json"], "--plan measures nothing that --json or --plot could write"),
