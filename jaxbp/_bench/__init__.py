@@ -1,26 +1,27 @@
 """`python -m jaxbp bench`: time the hand-written rules against JAX's automatic ones, and against PyTorch's."""
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import math
 import os
-import platform
 import re
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import jax
 
 from .._interrupt import INTERRUPTED, end, on_ctrl_c, undisturbed
+from .._measured_plans import plans
 from .._output import picture_file, require_picture, require_writable, write_whole
+from .._plan._machine import cores, processor
 from ._algorithms import Choice, measure_choices, summary, to_record
 from ._cases import measure_case, measure_model, warm_up
-from ._measure import cores, machine_limits
+from ._measure import machine_limits
 from ._models import MODELS
 from ._plan import plan_text
 from ._programs import WHOLE
@@ -76,6 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--algorithms", action="store_true", help="time every algorithm that applies to each sum, and the chosen one"
     )
+    parser.add_argument("--plans", metavar="FILE", help="take the measured plans of this file (see tune)")
     parser.add_argument("--plan", action="store_true", help="only say which algorithm each sum takes, and why")
     parser.add_argument("--json", metavar="FILE", help="write everything measured there")
     parser.add_argument("--plot", metavar="FILE", help="draw the ratios as bars there (needs matplotlib)")
@@ -89,11 +91,15 @@ def run(args: argparse.Namespace) -> int:
     except ValueError as error:
         print(f"jaxbp bench: {error}", file=sys.stderr)
         return 2
-    if args.plan:
-        print(plan_text(chosen, args.dtype))
-        return 0
     try:
-        return _run(args, chosen)
+        with contextlib.nullcontext() if args.plans is None else plans(args.plans):
+            if args.plan:
+                print(plan_text(chosen, args.dtype))
+                return 0
+            return _run(args, chosen)
+    except (FileNotFoundError, ValueError) as error:
+        print(f"jaxbp bench: {error}", file=sys.stderr)
+        return 2
     except MemoryError as error:
         print(f"jaxbp bench: {error}", file=sys.stderr)
         return 2
@@ -298,25 +304,18 @@ def _check(args: argparse.Namespace) -> None:
 def _machine(args: argparse.Namespace) -> str:
     """What was measured, on what, with what."""
     device = jax.devices()[0]
-    kind = _processor() if device.platform == "cpu" else device.device_kind
+    kind = processor() if device.platform == "cpu" else device.device_kind
     parts = [f"{kind}, {cores()} cores", f"jax {jax.__version__}, jaxlib {metadata.version('jaxlib')}", args.dtype]
     parts.append(f"{cores()} threads" if device.platform == "cpu" else device.platform)
     if args.torch:
         from . import _torch
 
         parts.append(_torch.set_up())
+    if args.plans is not None:
+        parts.append(f"plans of {args.plans}")
     if os.environ.get("XLA_FLAGS"):
         parts.append(f"XLA_FLAGS={os.environ['XLA_FLAGS']}")
     return " | ".join(parts)
-
-
-def _processor() -> str:
-    """The processor's name."""
-    try:
-        names = re.findall(r"^model name\s*:\s*(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    except OSError:
-        names = []
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _load() -> str:

@@ -45,11 +45,11 @@ def measure_choices(case: Case, dtype: str, seconds: float) -> list[Choice]:
     """The sums of a case for which there is a choice."""
     if case.pools:
         return []
-    found = (measure_choice(case.name, p, seconds) for p in problems(case, dtype, _platform()).values())
+    found = (measure_choice(case.name, p, seconds) for p in problems(case, dtype, platform()).values())
     return [choice for choice in found if choice is not None]
 
 
-def _platform() -> str:
+def platform() -> str:
     """The platform as lowering names it; JAX's backends call those of both makers "gpu"."""
     backend = jax.default_backend()
     if backend != "gpu":

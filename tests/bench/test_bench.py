@@ -366,7 +366,7 @@ def test_backends_have_the_tables_of_their_platforms(monkeypatch, backend, versi
     device = types.SimpleNamespace(client=types.SimpleNamespace(platform_version=version))
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     monkeypatch.setattr(jax, "devices", lambda: [device])
-    assert _algorithms._platform() == platform
+    assert _algorithms.platform() == platform
 
 
 def test_sums_without_a_choice_do_not_count():
