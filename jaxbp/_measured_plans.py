@@ -1,4 +1,4 @@
-"""The plans that are measured: to measure them, and to put them to use. Nothing of it happens unless it is asked for."""
+"""Measured plans: to measure them, and to put them to use. Nothing is measured, read or written unless asked for."""
 
 from __future__ import annotations
 

@@ -178,7 +178,10 @@ def with_algorithm(p: Problem, algorithm: str, why: str, by: str = "table") -> P
 
 
 def evaluate(chosen: Plan, a: jax.Array, b: jax.Array, dtype: Any) -> jax.Array:
-    """One member's sum by its plan, in this dtype; a CPU and the definition of a kernel's gradient accumulate in a wide one."""
+    """One member's sum by its plan, in this dtype.
+
+    A CPU and the definition of a kernel's gradient accumulate in a wide one.
+    """
     if chosen.algorithm == ONE_BY_ONE and chosen.inner is not None:
         chosen = chosen.inner
     p = chosen.problem

@@ -66,12 +66,11 @@ def run(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> None:
     """Refuse what would fail only later."""
-    asked = {"module:function": args.target, "--suite": args.suite, "--random": args.random, "--models": args.models}
-    named = [name for name, value in asked.items() if value]
+    asked = {"--suite": args.suite, "--random": args.random is not None, "--models": args.models}
+    named = [*([args.target] if args.target else []), *(name for name, given in asked.items() if given)]
     if len(named) != 1:
-        raise ValueError(
-            f"give one of module:function, --suite, --random and --models, not {' and '.join(named) or 'none'}"
-        )
+        given = " and ".join(named) or "none of them"
+        raise ValueError(f"give one of MODULE:FUNCTION, --suite, --random and --models, not {given}")
     if args.random is not None and args.random < 1:
         raise ValueError(f"--random {args.random} must be a number of layers, 1 or more")
     if args.seed is not None and args.random is None and args.target is None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -34,7 +35,7 @@ class OutOfTime(Exception):
 
 
 class Program(NamedTuple):
-    """A plan, compiled for a sum's operands, its temporary memory, and seconds of its second call."""
+    """A plan that is compiled for a sum's operands, its temporary memory, and seconds of one call."""
 
     plan: Plan
     call: Callable[[], jax.Array]
@@ -48,14 +49,12 @@ def fastest(p: Problem, expired: Callable[[], bool]) -> Measured | None:
     plans = {str(plan): plan for plan in (table, *_plan.candidates(p))}
     if len(plans) < 2:
         return None
-    with jax.enable_x64(p.dtype.itemsize == 8 or bool(jax.config.jax_enable_x64)):
+    programs: dict[str, Program] = {}
+    with jax.enable_x64(True) if p.dtype.itemsize == 8 else nullcontext():
         a, b = _operands(p)
-        programs = _compiled(p, plans.values(), a, b, expired)
-        inside = {
-            str(plan): plan for near in _near(programs, str(table)) for plan in _plan.candidates_inside(near.plan)
-        }
-        more = [plan for name, plan in inside.items() if name not in plans]
-        programs |= _compiled(p, more, a, b, expired)
+        _compile_all(programs, p, plans.values(), a, b, expired)
+        more = [plan for one in _near(programs, str(table)) for plan in _plan.candidates_inside(one.plan)]
+        _compile_all(programs, p, more, a, b, expired)
         near = {str(program.plan): program.call for program in _near(programs, str(table))}
         times = interleave(near, SECONDS) if len(near) > 1 else {}
         winner = _winner(p, str(table), times, programs, a, b)
@@ -63,24 +62,25 @@ def fastest(p: Problem, expired: Callable[[], bool]) -> Measured | None:
     return Measured(winner, str(table), ms[winner], ms[str(table)])
 
 
-def _compiled(
-    p: Problem, plans: Iterable[Plan], a: jax.Array, b: jax.Array, expired: Callable[[], bool]
-) -> dict[str, Program]:
-    """The plans that run, the table's among them; seconds of a second call, or of the first where it is far off."""
-    programs: dict[str, Program] = {}
+def _compile_all(
+    programs: dict[str, Program], p: Problem, plans: Iterable[Plan], a: jax.Array, b: jax.Array,
+    expired: Callable[[], bool],
+) -> None:  # fmt: skip
+    """Add the plans that run, of which the first, the table's, must."""
     for plan in plans:
         if expired():
             raise OutOfTime
+        if str(plan) in programs:
+            continue
         try:
             programs[str(plan)] = _compile(plan, p, a, b, min((one.first for one in programs.values()), default=0.0))
-        except Exception:  # whatever a compiler cannot do, or has no memory for; the table's choice comes first
+        except Exception:  # whatever a compiler cannot do, or has no memory for
             if not programs:
                 raise
-    return programs
 
 
 def _compile(plan: Plan, p: Problem, a: jax.Array, b: jax.Array, best: float) -> Program:
-    """A plan as a program that was run once, at least."""
+    """A plan as a program, and seconds of its second call, or of the first where it is far from the best."""
     run = partial(_plan.evaluate, plan, dtype=_result_dtype(p))
     levels = ((True, True),) if p.members > 1 else ()
     mapped = mapped_over(run, levels, one_by_one=plan.algorithm == _plan.ONE_BY_ONE)
