@@ -129,15 +129,13 @@ def candidates(p: Problem) -> Iterator[Plan]:
 
 
 def candidates_inside(chosen: Plan) -> Iterator[Plan]:
-    """The plan with every other algorithm that applies to the sum that its innermost but one leaves to it."""
-    outer, inner = [chosen.algorithm], chosen.inner
-    while inner is not None and inner.inner is not None:
-        outer, inner = [*outer, inner.algorithm], inner.inner
-    if inner is None or outer == [ONE_BY_ONE] or hasattr(ALGORITHMS[outer[-1]], "inside"):
+    """The plan with every other algorithm that applies to the innermost sum that is left to one."""
+    name, inner = chosen.algorithm, chosen.inner
+    if inner is None or hasattr(ALGORITHMS.get(name), "inside"):
         return
-    for other in candidates(inner.problem):
-        names = " ".join([*outer, *str(other).split(INSIDE)])
-        yield with_algorithm(chosen.problem, names, "it applies")
+    deeper = name == ONE_BY_ONE or inner.inner is not None
+    for other in candidates_inside(inner) if deeper else candidates(inner.problem):
+        yield with_algorithm(chosen.problem, " ".join([name, *str(other).split(INSIDE)]), "it applies")
 
 
 def applies(p: Problem, plan: str) -> bool:

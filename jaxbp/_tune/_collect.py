@@ -25,7 +25,8 @@ def sums_of(function: Callable[..., Any], args: tuple, platform: str) -> Problem
 
     def of_arrays(*arrays: Any) -> Any:
         given = dict(zip(at, arrays, strict=True))
-        return jax.tree.leaves(function(*tree.unflatten(given.get(i, leaf) for i, leaf in enumerate(leaves))))
+        results = function(*tree.unflatten(given.get(i, leaf) for i, leaf in enumerate(leaves)))
+        return [result for result in jax.tree.leaves(results) if hasattr(result, "dtype")]
 
     found: Problems = Counter()
     for problem, times in _walk(jax.make_jaxpr(of_arrays)(*(leaves[i] for i in at)).jaxpr, platform):
