@@ -19,7 +19,8 @@ from .._interrupt import INTERRUPTED, end, on_ctrl_c, undisturbed
 from .._measured_plans import plans
 from .._output import picture_file, require_picture, require_writable, write_whole
 from .._plan._machine import cores, processor
-from ._algorithms import Choice, measure_choices, summary, to_record
+from . import _populations
+from ._algorithms import measure_choices, summary, to_record
 from ._cases import measure_case, measure_model, warm_up
 from ._measure import machine_limits
 from ._models import MODELS
@@ -27,7 +28,7 @@ from ._plan import plan_text
 from ._programs import WHOLE
 from ._random import random_cases
 from ._result import Result, to_dict
-from ._suite import CASES, Case
+from ._suite import CASES
 from ._table import Table, means
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -77,6 +78,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--algorithms", action="store_true", help="time every algorithm that applies to each sum, and the chosen one"
     )
+    parser.add_argument(
+        "--loops", action="store_true", help="training steps of small networks in lax.scan, and in a Python loop"
+    )
+    parser.add_argument(
+        "--populations", action="store_true", help="training steps of many small networks at once, and by lax.map"
+    )
     parser.add_argument("--plans", metavar="FILE", help="take the measured plans of this file (see tune)")
     parser.add_argument("--plan", action="store_true", help="only say which algorithm each sum takes, and why")
     parser.add_argument("--json", metavar="FILE", help="write everything measured there")
@@ -115,7 +122,10 @@ def _run(args: argparse.Namespace, chosen: list) -> int:
     record: dict[str, Any] = {"machine": machine}
     warm_up()
     if args.algorithms:
-        return _time_algorithms(args, record, chosen)
+        return _time_lines(args, record, chosen, measure_choices, summary, to_record)
+    if args.loops or args.populations:
+        of = _populations
+        return _time_lines(args, record, chosen, of.measure_setup, of.summary, of.to_record)
     names = [item.name for item in chosen]
     if args.models:
         table = Table(names, torch=args.torch, layers=False, errors=False)
@@ -155,35 +165,42 @@ def _run(args: argparse.Namespace, chosen: list) -> int:
     return status or (2 if not (saved and drawn) else int(broken))
 
 
-def _time_algorithms(args: argparse.Namespace, record: dict[str, Any], cases: list[Case]) -> int:
-    """Time all algorithms of every sum, and say what the chosen ones lose."""
-    choices: list[Choice] = []
-    done: list[Case] = []
+def _time_lines(
+    args: argparse.Namespace,
+    record: dict[str, Any],
+    items: list,
+    measure: Callable[[Any, str, float], list],
+    summarize: Callable[[list], str],
+    to_record: Callable[[list], tuple[dict[str, Any], list[dict[str, Any]]]],
+) -> int:
+    """Measure each item, print what `measure` finds of it, and a summary at the end."""
+    found: list[Any] = []
+    done: list[Any] = []
 
     def save() -> bool:
-        if not choices:
+        if not found:
             return True
-        found = to_record(choices)
-        return _save(args, record | {"chosen_over_best": found["chosen_over_best"]}, found["cases"])
+        means, cases = to_record(found)
+        return _save(args, record | means, cases)
 
     def stop() -> None:
         save()
-        end(_stopped(len(done), cases), summary(choices))
+        end(_stopped(len(done), items), summarize(found))
 
-    def show(case: Case) -> None:
-        for choice in measure_choices(case, args.dtype, args.seconds):
-            choices.append(choice)
+    def show(item: Any) -> None:
+        for line in measure(item, args.dtype, args.seconds):
+            found.append(line)
             _clear_progress()
-            print(choice, flush=True)
-        done.append(case)
+            print(line, flush=True)
+        done.append(item)
 
     try:
         with on_ctrl_c(stop):
-            status = _each(cases, show)
+            status = _each(items, show)
     finally:
         with undisturbed:
             saved = save()
-    print(f"\n{summary(choices)}", flush=True)
+    print(f"\n{summarize(found)}", flush=True)
     return status or (0 if saved else 2)
 
 
@@ -256,15 +273,19 @@ def _clear_progress() -> None:
 
 def _chosen(args: argparse.Namespace) -> list:
     """The cases or models that the filter finds."""
-    items = MODELS if args.models else CASES if args.random is None else random_cases(args.random, args.seed or 0)
+    if args.loops or args.populations:
+        items: Any = (*_populations.LOOPS * args.loops, *_populations.POPULATIONS * args.populations)
+    else:
+        items = MODELS if args.models else CASES if args.random is None else random_cases(args.random, args.seed or 0)
     try:
         pattern = re.compile(args.filter, re.IGNORECASE)
     except re.error as error:
         raise ValueError(f"--filter {args.filter!r} is not a regular expression: {error}") from None
     found = [item for item in items if pattern.search(f"{item.family}: {item.name}")]
     if not found:
-        known = dict.fromkeys(item.name if args.models else item.family for item in items)
-        kind = "models" if args.models else "cases; families are"
+        whole = args.models or args.loops or args.populations
+        known = dict.fromkeys(item.name if whole else item.family for item in items)
+        kind = "models" if args.models else "programs" if whole else "cases; families are"
         raise ValueError(f"--filter {args.filter!r} finds none of {len(items)} {kind} {', '.join(known)}")
     return [item.enlarged(args.batch) for item in found]
 
@@ -285,6 +306,13 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError("--random draws single layers; leave out --models")
     if args.algorithms and (args.models or args.torch or args.errors or args.parts or args.plot is not None):
         raise ValueError("--algorithms times single sums: leave out --models, --torch, --errors, --parts and --plot")
+    others = args.models or args.random is not None or args.algorithms or args.plan
+    details = args.torch or args.errors or args.parts or args.plot is not None
+    if (args.loops or args.populations) and (others or details):
+        raise ValueError(
+            "--loops and --populations time programs of their own: leave out --models, --random, --algorithms, --plan, "
+            "--torch, --errors, --parts and --plot"
+        )
     if args.algorithms and args.plan:
         raise ValueError("--algorithms measures what --plan only names: leave out one of them")
     if args.plan and args.models:

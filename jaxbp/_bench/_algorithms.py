@@ -110,7 +110,7 @@ def chosen_over_best(choices: list[Choice]) -> float:
     return geometric_mean([choice.ratio for choice in choices])
 
 
-def to_record(choices: list[Choice]) -> dict[str, Any]:
-    """What --json writes."""
+def to_record(choices: list[Choice]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What --json writes: the mean, and the cases."""
     cases = [{name: value for name, value in choice._asdict().items() if name != "ratio"} for choice in choices]
-    return {"chosen_over_best": chosen_over_best(choices), "cases": cases}
+    return {"chosen_over_best": chosen_over_best(choices)}, cases
