@@ -32,7 +32,8 @@ def tune(function: Callable[..., Any], *args: Any, file: File, seconds: float | 
 
     Raises:
       FileNotFoundError: the file's folder does not exist.
-      ValueError: the file is broken, was written by a newer jaxbp, or cannot be written; seconds is negative.
+      ValueError: the file is broken, was written by a newer jaxbp, or cannot be written; seconds is negative; JAX runs
+        on a platform that jaxbp has no algorithms for.
 
     Example:
       >>> import os, tempfile, jax, jax.numpy as jnp, jaxbp

@@ -9,7 +9,7 @@ from typing import Any
 from .._bench._algorithms import platform
 from .._geometry import Problem
 from .._interrupt import undisturbed
-from .._plan import _measured, applies
+from .._plan import TABLES, _measured, applies
 from .._plan._machine import machine
 from .._plan._measured import File, describe, key
 from ._collect import Problems, sums_of
@@ -28,6 +28,9 @@ def check(file: File, seconds: float | None) -> None:
     """Refuse what would fail only after something was measured."""
     if seconds is not None and not (seconds >= 0 and math.isfinite(seconds)):
         raise ValueError(f"tune: seconds={seconds} must be a number of seconds, 0 or more, or None for all the time")
+    if platform() not in TABLES:
+        known = " and ".join(TABLES)
+        raise ValueError(f"tune: JAX runs on {platform()}, where every sum is direct; there are algorithms for {known}")
     require_plans(file)
 
 

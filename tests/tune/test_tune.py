@@ -256,6 +256,26 @@ def test_far_ones_are_not_timed_again_and_inner_sums_have_other_algorithms(monke
     assert len([name for name in timed if name.startswith("subpixel > ")]) >= 3
 
 
+NESTED = (
+    conv_case("a", "transposed", (2, 9, 9, 4), (3, 3, 4, 6), 2),
+    conv_case("b", "grouped", (2, 8, 8, 4), (3, 3, 2, 6), 1, feature_group_count=2),
+    conv_case("c", "dilated", (2, 9, 9, 4), (3, 3, 4, 2), 1, kernel_dilation=2),
+    conv_case("d", "3-D", (1, 4, 5, 6, 2), (3, 3, 3, 2, 3)),
+)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("case", NESTED, ids=lambda case: case.family)
+def test_plans_with_other_algorithms_inside_compute_the_same(case):
+    for p in problems(case, "float32", "cpu").values():
+        a, b = (jnp.round(3 * x) for x in _fastest._operands(p))
+        expected = _plan.evaluate(_plan.with_algorithm(p, "direct", "the definition"), a, b, p.dtype)
+        for plan in _plan.candidates(p):
+            for inside in _plan.candidates_inside(plan):
+                found = jax.jit(lambda a, b, inside=inside, p=p: _plan.evaluate(inside, a, b, p.dtype))(a, b)
+                np.testing.assert_array_equal(found, expected, err_msg=str(inside))
+
+
 def test_members_are_taken_one_by_one_or_together(monkeypatch):
     timed = clock(monkeypatch, one_by_one_im2col=0.5)
     p = problem().inside(out="z", geometry=problem().geometry, members=3)
@@ -346,6 +366,14 @@ def test_a_file_that_cannot_be_written_is_refused_before_anything_is_traced(tmp_
         jaxbp.tune(lambda: 1 / 0, file=tmp_path / "none" / "plans.json")
     with pytest.raises(ValueError, match="give the name of a file, not of a folder"):
         jaxbp.tune(lambda: 1 / 0, file=tmp_path)
+
+
+def test_other_platforms_have_nothing_to_tune(tmp_path, monkeypatch):
+    monkeypatch.setattr(tune_package, "platform", lambda: "tpu")
+    with pytest.raises(
+        ValueError, match="JAX runs on tpu, where every sum is direct; there are algorithms for cpu and cuda"
+    ):
+        jaxbp.tune(loss, KERNEL, X, file=tmp_path / "plans.json")
 
 
 def test_an_interruption_keeps_what_is_measured(tmp_path, monkeypatch):
