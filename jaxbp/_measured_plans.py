@@ -31,6 +31,7 @@ def tune(function: Callable[..., Any], *args: Any, file: File, seconds: float | 
       times as fast all sums of the function are as by the tables. Printed, it is a table.
 
     Raises:
+      TypeError: function cannot be called.
       FileNotFoundError: the file's folder does not exist.
       ValueError: the file is broken, was written by a newer jaxbp, or cannot be written; seconds is negative; JAX runs
         on a platform that jaxbp has no algorithms for.

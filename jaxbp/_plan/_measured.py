@@ -136,7 +136,7 @@ def machines_of(file: File, text: str) -> dict[Machine, dict[str, Any]]:
             for _ in entries(entry["plans"]):
                 pass
             found[Machine(*(entry[name] for name in Machine._fields))] = entry
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{name} is no file of plans: {type(error).__name__} {error} in its machines") from None
     return found
 
@@ -144,10 +144,11 @@ def machines_of(file: File, text: str) -> dict[Machine, dict[str, Any]]:
 def entries(plans: Any) -> Iterator[tuple[str, Measured]]:
     """The plans of one machine by the keys of their sums."""
     for entry in plans:
-        names = {name: entry[name] for name in ("plan", "table")}
+        of, names = key(dict(entry["sum"])), {name: entry[name] for name in ("plan", "table")}
         if not all(isinstance(name, str) for name in names.values()):
             raise TypeError(f"of a plan's name, {names}")
-        yield key(dict(entry["sum"])), Measured(**names, plan_ms=entry["plan_ms"], table_ms=entry["table_ms"])
+        ms = {name: float(entry[name]) for name in ("plan_ms", "table_ms")}
+        yield of, Measured(**names, **ms)
 
 
 def is_known(plan: str, known: Collection[str]) -> bool:

@@ -20,6 +20,8 @@ from ._report import Report, Row, name_of, row_of
 
 def tune(function: Callable[..., Any], *args: Any, file: File, seconds: float | None = None) -> Report:
     """`jaxbp.tune`."""
+    if not callable(function):
+        raise TypeError(f"tune: function must be a function, but got {type(function).__name__} {function!r}")
     check(file, seconds)
     return measure(sums_of(function, args, platform()), file, seconds, [])
 

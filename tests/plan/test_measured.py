@@ -118,6 +118,10 @@ BROKEN = {
     "no facts": ('{"version": 1, "machines": [{"plans": []}]}', "KeyError 'platform'"),
     "no sum": ('{"version": 1, "machines": [{"plans": [{"plan": "gemm", "table": "direct"}]}]}', "KeyError 'sum'"),
     "a number": ('{"version": 1, "machines": [{"plans": [{"plan": 1, "table": "direct"}]}]}', "TypeError"),
+    "no time": (
+        '{"version": 1, "machines": [{"plans": [{"sum": {}, "plan": "gemm", "table": "direct", "plan_ms": "x"}]}]}',
+        "ValueError could not convert string to float",
+    ),
     "an array": ('{"version": 1, "machines": 5}', "TypeError"),
 }
 

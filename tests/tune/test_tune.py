@@ -368,6 +368,11 @@ def test_a_file_that_cannot_be_written_is_refused_before_anything_is_traced(tmp_
         jaxbp.tune(lambda: 1 / 0, file=tmp_path)
 
 
+def test_what_is_no_function(tmp_path):
+    with pytest.raises(TypeError, match="tune: function must be a function, but got int 3"):
+        jaxbp.tune(3, X, file=tmp_path / "plans.json")
+
+
 def test_other_platforms_have_nothing_to_tune(tmp_path, monkeypatch):
     monkeypatch.setattr(tune_package, "platform", lambda: "tpu")
     with pytest.raises(
