@@ -144,11 +144,10 @@ def machines_of(file: File, text: str) -> dict[Machine, dict[str, Any]]:
 def entries(plans: Any) -> Iterator[tuple[str, Measured]]:
     """The plans of one machine by the keys of their sums."""
     for entry in plans:
-        of, names = key(dict(entry["sum"])), {name: entry[name] for name in ("plan", "table")}
-        if not all(isinstance(name, str) for name in names.values()):
-            raise TypeError(f"of a plan's name, {names}")
-        ms = {name: float(entry[name]) for name in ("plan_ms", "table_ms")}
-        yield of, Measured(**names, **ms)
+        of, plan, table = key(dict(entry["sum"])), entry["plan"], entry["table"]
+        if not (isinstance(plan, str) and isinstance(table, str)):
+            raise TypeError(f"of a plan's name, {plan!r} or {table!r}")
+        yield of, Measured(plan, table, float(entry["plan_ms"]), float(entry["table_ms"]))
 
 
 def is_known(plan: str, known: Collection[str]) -> bool:

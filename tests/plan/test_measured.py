@@ -117,7 +117,7 @@ BROKEN = {
     "no machines": ('{"version": 1}', "KeyError 'machines'"),
     "no facts": ('{"version": 1, "machines": [{"plans": []}]}', "KeyError 'platform'"),
     "no sum": ('{"version": 1, "machines": [{"plans": [{"plan": "gemm", "table": "direct"}]}]}', "KeyError 'sum'"),
-    "a number": ('{"version": 1, "machines": [{"plans": [{"plan": 1, "table": "direct"}]}]}', "TypeError"),
+    "a number": ('{"version": 1, "machines": [{"plans": [{"sum": {}, "plan": 1, "table": "direct"}]}]}', "TypeError"),
     "no time": (
         '{"version": 1, "machines": [{"plans": [{"sum": {}, "plan": "gemm", "table": "direct", "plan_ms": "x"}]}]}',
         "ValueError could not convert string to float",
