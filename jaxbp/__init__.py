@@ -31,6 +31,9 @@ from ._max_pool import max_pool_grad as max_pool_grad
 from ._max_pool import max_pool_with_winners as max_pool_with_winners
 from ._max_pool import max_unpool as max_unpool
 from ._max_pool import min_pool as min_pool
+from ._measured_plans import plans as plans
+from ._measured_plans import tune as tune
+from ._measured_plans import use_plans as use_plans
 from ._pool import upsample as upsample
 from ._swap import swap_lax as swap_lax
 

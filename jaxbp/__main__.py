@@ -1,4 +1,4 @@
-"""`python -m jaxbp bench | compare | explain`."""
+"""`python -m jaxbp bench | compare | explain | tune`."""
 
 import argparse
 import importlib
@@ -12,6 +12,7 @@ from ._interrupt import watch
 COMMANDS = {
     "bench": ("jaxbp._bench", "time the hand-written rules against the automatic ones"),
     "compare": ("jaxbp._compare._command", "check a hand-written rule: right, exact, fast, small?"),
+    "tune": ("jaxbp._tune._command", "find the fastest algorithm for each convolution, on this machine"),
     "explain": ("jaxbp._explain", "show one small op, forward and backward, in text, page or picture"),
 }
 

@@ -25,7 +25,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from . import _plan as plan
 from ._arguments import keeping_64_bits, wider
 from ._batching import Levels, mapped_over
-from ._geometry import ConvGeometry, is_static
+from ._geometry import ConvGeometry, Problem, is_static
 from ._partition import Rule, Split, joined, on_devices, part_of_window, window_factors, window_sizes, with_halos
 
 OPERANDS = {"z": ("x", "kernel"), "x": ("z", "kernel"), "kernel": ("x", "z")}
@@ -72,14 +72,19 @@ def _evaluate(a: jax.Array, b: jax.Array, *first: jax.Array, of: Sum, platform: 
         # Either operand will do; the smaller one costs less.
         a_is_smaller = math.prod(a.shape) < math.prod(b.shape) if is_static((*a.shape, *b.shape)) else False
         a, b = (plan.after(a, *first), b) if a_is_smaller else (a, plan.after(b, *first))
+    chosen = plan.plan(problem_of(a, b, of, platform))
+    run = functools.partial(plan.evaluate, chosen, dtype=aval.dtype)
+    return mapped_over(run, of.levels, one_by_one=chosen.algorithm == plan.ONE_BY_ONE)(a, b)
+
+
+def problem_of(a: Any, b: Any, of: Sum, platform: str) -> Problem:
+    """What there is to choose an algorithm for, given the sum's operands or their shapes and dtypes."""
     a_maps, b_maps = _counts(of.levels)
     members = math.prod(a.shape[at] for at, other in _places(of.levels) if at is not None and other is not None)
     # Of a symbolic number there may be several.
     members = members if is_static([members]) else 2
     shapes = a.shape[a_maps:], b.shape[b_maps:]
-    chosen = plan.plan(plan.problem_of(of.out, of.geometry, *shapes, wider(a.dtype, b.dtype), platform, members))
-    run = functools.partial(plan.evaluate, chosen, dtype=aval.dtype)
-    return mapped_over(run, of.levels, one_by_one=plan.one_by_one(chosen))(a, b)
+    return plan.problem_of(of.out, of.geometry, *shapes, wider(a.dtype, b.dtype), platform, members)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -1,37 +1,36 @@
 """`python -m jaxbp bench`: time the hand-written rules against JAX's automatic ones, and against PyTorch's."""
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import math
 import os
-import platform
 import re
 import sys
 from collections.abc import Callable, Iterator
 from datetime import date
 from functools import partial
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import jax
 
 from .._adapter import install
 from .._interrupt import INTERRUPTED, end, on_ctrl_c, undisturbed
+from .._measured_plans import plans
 from .._output import picture_file, require_picture, require_writable, write_whole
-from ._algorithms import Choice, measure_choices, summary, to_record
+from .._plan._machine import cores, processor
+from . import _devices, _populations
+from ._algorithms import measure_choices, summary, to_record
 from ._cases import measure_case, measure_model, warm_up
-from ._devices import HEADING, Row, measure_item, require_devices, split_evenly
-from ._devices import summary as traffic_summary
-from ._devices import to_record as to_row
-from ._measure import cores, machine_limits
+from ._measure import machine_limits
 from ._models import MODELS
 from ._plan import plan_text
 from ._programs import WHOLE
 from ._random import random_cases
 from ._result import Result, to_dict
-from ._suite import CASES, Case
+from ._suite import CASES
 from ._table import Table, means
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -81,6 +80,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--algorithms", action="store_true", help="time every algorithm that applies to each sum, and the chosen one"
     )
+    parser.add_argument(
+        "--loops", action="store_true", help="training steps of small networks in lax.scan, and in a Python loop"
+    )
+    parser.add_argument(
+        "--populations", action="store_true", help="training steps of many small networks at once, and by lax.map"
+    )
+    parser.add_argument("--plans", metavar="FILE", help="take the measured plans of this file (see tune)")
     parser.add_argument("--plan", action="store_true", help="only say which algorithm each sum takes, and why")
     parser.add_argument(
         "--devices", type=int, metavar="N", help="compile for N devices, and say what each is sent in a step"
@@ -97,11 +103,15 @@ def run(args: argparse.Namespace) -> int:
     except ValueError as error:
         print(f"jaxbp bench: {error}", file=sys.stderr)
         return 2
-    if args.plan:
-        print(plan_text(chosen, args.dtype))
-        return 0
     try:
-        return _run(args, chosen)
+        with contextlib.nullcontext() if args.plans is None else plans(args.plans):
+            if args.plan:
+                print(plan_text(chosen, args.dtype))
+                return 0
+            return _run(args, chosen)
+    except (FileNotFoundError, ValueError) as error:
+        print(f"jaxbp bench: {error}", file=sys.stderr)
+        return 2
     except MemoryError as error:
         print(f"jaxbp bench: {error}", file=sys.stderr)
         return 2
@@ -117,9 +127,15 @@ def _run(args: argparse.Namespace, chosen: list) -> int:
     record: dict[str, Any] = {"machine": machine, "date": date.today().isoformat(), "command": args.command_line}
     warm_up()
     if args.algorithms:
-        return _time_algorithms(args, record, chosen)
+        return _time_lines(args, record, chosen, measure_choices, summary, to_record)
     if args.devices is not None:
-        return _measure_devices(args, record, chosen)
+        print(_devices.HEADING, flush=True)
+        measure = partial(_devices.measure_item, count=args.devices)
+        record |= {"devices": args.devices}
+        return _time_lines(args, record, chosen, measure, _devices.summary, _devices.to_record)
+    if args.loops or args.populations:
+        of = _populations
+        return _time_lines(args, record, chosen, of.measure_setup, of.summary, of.to_record)
     names = [item.name for item in chosen]
     if args.models:
         table = Table(names, torch=args.torch, layers=False, errors=False)
@@ -159,65 +175,42 @@ def _run(args: argparse.Namespace, chosen: list) -> int:
     return status or (2 if not (saved and drawn) else int(broken))
 
 
-def _time_algorithms(args: argparse.Namespace, record: dict[str, Any], cases: list[Case]) -> int:
-    """Time all algorithms of every sum, and say what the chosen ones lose."""
-    choices: list[Choice] = []
-    done: list[Case] = []
-
-    def save() -> bool:
-        if not choices:
-            return True
-        found = to_record(choices)
-        return _save(args, record | {"chosen_over_best": found["chosen_over_best"]}, found["cases"])
-
-    def stop() -> None:
-        save()
-        end(_stopped(len(done), cases), summary(choices))
-
-    def show(case: Case) -> None:
-        for choice in measure_choices(case, args.dtype, args.seconds):
-            choices.append(choice)
-            _clear_progress()
-            print(choice, flush=True)
-        done.append(case)
-
-    try:
-        with on_ctrl_c(stop):
-            status = _each(cases, show)
-    finally:
-        with undisturbed:
-            saved = save()
-    print(f"\n{summary(choices)}", flush=True)
-    return status or (0 if saved else 2)
-
-
-def _measure_devices(args: argparse.Namespace, record: dict[str, Any], items: list) -> int:
-    """What each device is sent, in every layout."""
-    rows: list[Row] = []
+def _time_lines(
+    args: argparse.Namespace,
+    record: dict[str, Any],
+    items: list,
+    measure: Callable[[Any, str, float], list],
+    summarize: Callable[[list], str],
+    to_record: Callable[[list], tuple[dict[str, Any], list[dict[str, Any]]]],
+) -> int:
+    """Measure each item, print what `measure` finds of it, and a summary at the end."""
+    found: list[Any] = []
     done: list[Any] = []
 
     def save() -> bool:
-        return _save(args, record | {"devices": args.devices}, [to_row(row) for row in rows])
+        if not found:
+            return True
+        means, cases = to_record(found)
+        return _save(args, record | means, cases)
 
     def stop() -> None:
         save()
-        end(_stopped(len(done), items), traffic_summary(rows))
+        end(_stopped(len(done), items), summarize(found))
 
     def show(item: Any) -> None:
-        for row in measure_item(split_evenly(item, args.devices), args.devices, args.dtype, args.seconds):
-            rows.append(row)
+        for line in measure(item, args.dtype, args.seconds):
+            found.append(line)
             _clear_progress()
-            print(row, flush=True)
+            print(line, flush=True)
         done.append(item)
 
-    print(HEADING, flush=True)
     try:
         with on_ctrl_c(stop):
             status = _each(items, show)
     finally:
         with undisturbed:
             saved = save()
-    print(f"\n{traffic_summary(rows)}", flush=True)
+    print(f"\n{summarize(found)}", flush=True)
     return status or (0 if saved else 2)
 
 
@@ -290,15 +283,19 @@ def _clear_progress() -> None:
 
 def _chosen(args: argparse.Namespace) -> list:
     """The cases or models that the filter finds."""
-    items = MODELS if args.models else CASES if args.random is None else random_cases(args.random, args.seed or 0)
+    if args.loops or args.populations:
+        items: Any = (*_populations.LOOPS * args.loops, *_populations.POPULATIONS * args.populations)
+    else:
+        items = MODELS if args.models else CASES if args.random is None else random_cases(args.random, args.seed or 0)
     try:
         pattern = re.compile(args.filter, re.IGNORECASE)
     except re.error as error:
         raise ValueError(f"--filter {args.filter!r} is not a regular expression: {error}") from None
     found = [item for item in items if pattern.search(f"{item.family}: {item.name}")]
     if not found:
-        known = dict.fromkeys(item.name if args.models else item.family for item in items)
-        kind = "models" if args.models else "cases; families are"
+        whole = args.models or args.loops or args.populations
+        known = dict.fromkeys(item.name if whole else item.family for item in items)
+        kind = "models" if args.models else "programs" if whole else "cases; families are"
         raise ValueError(f"--filter {args.filter!r} finds none of {len(items)} {kind} {', '.join(known)}")
     return [item.enlarged(args.batch) for item in found]
 
@@ -319,6 +316,13 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError("--random draws single layers; leave out --models")
     if args.algorithms and (args.models or args.torch or args.errors or args.parts or args.plot is not None):
         raise ValueError("--algorithms times single sums: leave out --models, --torch, --errors, --parts and --plot")
+    others = args.models or args.random is not None or args.algorithms or args.plan
+    details = args.torch or args.errors or args.parts or args.plot is not None
+    if (args.loops or args.populations) and (others or details):
+        raise ValueError(
+            "--loops and --populations time programs of their own: leave out --models, --random, --algorithms, --plan, "
+            "--torch, --errors, --parts and --plot"
+        )
     if args.algorithms and args.plan:
         raise ValueError("--algorithms measures what --plan only names: leave out one of them")
     if args.plan and args.models:
@@ -330,7 +334,7 @@ def _check(args: argparse.Namespace) -> None:
             raise ValueError(
                 "--devices reads compiled steps: leave out --algorithms, --plan, --torch, --errors, --parts and --plot"
             )
-        require_devices(args.devices)
+        _devices.require_devices(args.devices)
     if args.torch and importlib.util.find_spec("torch") is None:
         raise ValueError(f"--torch needs torch, which is not installed: {install('torch')}")
     if args.torch and jax.default_backend() != "cpu":
@@ -344,25 +348,18 @@ def _check(args: argparse.Namespace) -> None:
 def _machine(args: argparse.Namespace) -> str:
     """What was measured, on what, with what."""
     device = jax.devices()[0]
-    kind = _processor() if device.platform == "cpu" else device.device_kind
+    kind = processor() if device.platform == "cpu" else device.device_kind
     parts = [f"{kind}, {cores()} cores", f"jax {jax.__version__}, jaxlib {metadata.version('jaxlib')}", args.dtype]
     parts.append(f"{cores()} threads" if device.platform == "cpu" else device.platform)
     if args.torch:
         from . import _torch
 
         parts.append(_torch.set_up())
+    if args.plans is not None:
+        parts.append(f"plans of {args.plans}")
     if os.environ.get("XLA_FLAGS"):
         parts.append(f"XLA_FLAGS={os.environ['XLA_FLAGS']}")
     return " | ".join(parts)
-
-
-def _processor() -> str:
-    """The processor's name."""
-    try:
-        names = re.findall(r"^model name\s*:\s*(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    except OSError:
-        names = []
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _load() -> str:

@@ -45,11 +45,11 @@ def measure_choices(case: Case, dtype: str, seconds: float) -> list[Choice]:
     """The sums of a case for which there is a choice."""
     if case.pools:
         return []
-    found = (measure_choice(case.name, p, seconds) for p in problems(case, dtype, _platform()).values())
+    found = (measure_choice(case.name, p, seconds) for p in problems(case, dtype, platform()).values())
     return [choice for choice in found if choice is not None]
 
 
-def _platform() -> str:
+def platform() -> str:
     """The platform as lowering names it; JAX's backends call those of both makers "gpu"."""
     backend = jax.default_backend()
     if backend != "gpu":
@@ -110,7 +110,7 @@ def chosen_over_best(choices: list[Choice]) -> float:
     return geometric_mean([choice.ratio for choice in choices])
 
 
-def to_record(choices: list[Choice]) -> dict[str, Any]:
-    """What --json writes."""
+def to_record(choices: list[Choice]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What --json writes: the mean, and the cases."""
     cases = [{name: value for name, value in choice._asdict().items() if name != "ratio"} for choice in choices]
-    return {"chosen_over_best": chosen_over_best(choices), "cases": cases}
+    return {"chosen_over_best": chosen_over_best(choices)}, cases

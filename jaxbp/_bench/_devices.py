@@ -6,7 +6,7 @@ A collective sends what it results in: the sizes are read from the compiled prog
 import contextlib
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -113,8 +113,9 @@ def require_devices(count: int) -> None:
         raise ValueError(f"--devices {count} needs as many devices, but JAX has {jax.device_count()}")
 
 
-def measure_item(item: Case | Model, count: int, dtype: str, seconds: float) -> Iterator[Row]:
+def measure_item(item: Case | Model, dtype: str, seconds: float, count: int) -> list[Row]:
     """One layer or training step in every layout in which its images can be split."""
+    item, rows = _split_evenly(item, count), []
     for layout in LAYOUTS:
         mesh = layout.mesh(count)
         shape = item.images if isinstance(item, Model) else item.shapes[0]
@@ -132,10 +133,11 @@ def measure_item(item: Case | Model, count: int, dtype: str, seconds: float) -> 
             calls = {name: partial(_call, compiled, arrays()) for name, (compiled, arrays) in programs.items()}
             times = interleave(calls, seconds)
             sent = {name: one._replace(ms=1e3 * times[name].best) for name, one in sent.items()}
-        yield Row(item.name, layout.name, sent.get("automatic"), sent["manual"])
+        rows.append(Row(item.name, layout.name, sent.get("automatic"), sent["manual"]))
+    return rows
 
 
-def split_evenly(item: Case | Model, count: int) -> Case | Model:
+def _split_evenly(item: Case | Model, count: int) -> Case | Model:
     """The same with so many times as many images that the devices can share them."""
     batch = item.images[0] if isinstance(item, Model) else item.shapes[0][0]
     return item.enlarged(count // math.gcd(batch, count))
@@ -154,8 +156,13 @@ def summary(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def to_record(row: Row) -> dict[str, Any]:
+def to_record(rows: Sequence[Row]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """What --json writes."""
+    return {}, [_row_record(row) for row in rows]
+
+
+def _row_record(row: Row) -> dict[str, Any]:
+    """A row as --json writes it."""
     sent = {"automatic": row.automatic, "manual": row.manual}
     return row._asdict() | {name: None if one is None else one._asdict() for name, one in sent.items()}
 

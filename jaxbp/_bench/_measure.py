@@ -1,7 +1,6 @@
 """Interleaved timing: programs take turns, so that a machine whose speed drifts is the same machine for all."""
 
 import math
-import os
 import statistics
 import time
 from collections import deque
@@ -103,11 +102,6 @@ def machine_limits(dtype: Any) -> Limits:
         return array[0]
 
     return Limits(rate, 2 * array[0].nbytes / _fastest(flip_in_place))
-
-
-def cores() -> int:
-    """How many cores this process may use: what XLA takes for its threads."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _fastest(call: Callable[[], Any]) -> float:

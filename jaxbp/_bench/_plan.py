@@ -28,15 +28,17 @@ def plan_text(cases: Iterable[Case], dtype: str) -> str:
     for case in cases:
         lines.append(case.name)
         if case.pools:
-            lines += [f"  {name:15}  any  {algorithm:24}  {why}" for name, algorithm, why in _pool_plan(case)]
+            lines += [
+                f"  {name:15}  any  {'table':8}  {algorithm:24}  {why}" for name, algorithm, why in _pool_plan(case)
+            ]
             continue
         by_platform = {platform: problems(case, dtype, platform) for platform in PLATFORMS}
         for out, name in SUMS.items():
             for platform, shown in PLATFORMS.items():
-                tree = list(_tree(_plan.plan(by_platform[platform][out])))
-                (algorithm, why), *inner = tree
-                lines.append(f"  {name:15}  {shown:3}  {algorithm:24}  {why}")
-                lines += [f"  {'':15}  {'':3}  {algorithm:24}  {why}" for algorithm, why in inner]
+                plan = _plan.plan(by_platform[platform][out])
+                (algorithm, why), *inner = _tree(plan)
+                lines.append(f"  {name:15}  {shown:3}  {plan.by:8}  {algorithm:24}  {why}")
+                lines += [f"  {'':15}  {'':3}  {'':8}  {algorithm:24}  {why}" for algorithm, why in inner]
     return "\n".join(lines)
 
 

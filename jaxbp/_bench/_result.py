@@ -65,7 +65,7 @@ def mean_speedup(results: list[Result], other: str) -> float | None:
 
 def too_much_memory(result: Result) -> bool:
     """Whether manual's temporary memory exceeds what automatic's allows for."""
-    return _exceeds(result.temporary_bytes, MEMORY_FACTOR, MEMORY_BYTES)
+    return exceeds_memory(result.temporary_bytes)
 
 
 def too_long_to_compile(result: Result) -> bool:
@@ -75,7 +75,17 @@ def too_long_to_compile(result: Result) -> bool:
 
 def too_inexact(result: Result) -> bool:
     """Whether manual's error exceeds what automatic's allows for."""
-    return _exceeds(result.errors, ERROR_FACTOR, ERROR_EPS)
+    return exceeds_errors(result.errors)
+
+
+def exceeds_memory(temporary_bytes: Pair) -> bool:
+    """Whether manual is beyond the limit on memory."""
+    return _exceeds(temporary_bytes, MEMORY_FACTOR, MEMORY_BYTES)
+
+
+def exceeds_errors(errors: Pair) -> bool:
+    """Whether manual is beyond the limit on errors."""
+    return _exceeds(errors, ERROR_FACTOR, ERROR_EPS)
 
 
 def _exceeds(pair: Pair, factor: float, excess: float) -> bool:

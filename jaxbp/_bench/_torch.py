@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from .._geometry import Window, conv_window, make_window
-from ._measure import cores
+from .._plan._machine import cores
 from ._models import LEARNING_RATE, Layers, Model, from_list
 from ._programs import GRADIENTS, WHOLE
 from ._suite import Case

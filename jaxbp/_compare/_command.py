@@ -70,30 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "compares those; with module:function or file.py:function, that function."
     )
     parser.add_argument("targets", nargs="*", help="names of jaxbp's ops, or one module:function")
-    parser.add_argument(
-        "--shape",
-        dest="arguments",
-        action="append",
-        type=_shape,
-        metavar="8,28,28,1",
-        help="a random array as the function's next argument",
-    )
-    parser.add_argument(
-        "--value",
-        dest="arguments",
-        action="append",
-        type=_literal,
-        metavar="LITERAL",
-        help="a Python literal as the function's next argument",
-    )
-    parser.add_argument(
-        "--keyword",
-        action="append",
-        default=[],
-        type=_keyword,
-        metavar="NAME=LITERAL",
-        help="a keyword argument for both functions",
-    )
+    add_array_arguments(parser)
     parser.add_argument("--automatic", metavar="MODULE:FUNCTION", help="the same function without the rule")
     parser.add_argument(
         "--dtype",
@@ -117,6 +94,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--verbose", action="store_true", help="print every report, not only the wrong ones")
     parser.add_argument("--json", metavar="FILE", help="write all reports there")
+
+
+def add_array_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare how the arguments of a user's function are given."""
+    parser.add_argument(
+        "--shape",
+        dest="arguments",
+        action="append",
+        type=_shape,
+        metavar="8,28,28,1",
+        help="a random array as the function's next argument",
+    )
+    parser.add_argument(
+        "--value",
+        dest="arguments",
+        action="append",
+        type=_literal,
+        metavar="LITERAL",
+        help="a Python literal as the function's next argument",
+    )
+    parser.add_argument(
+        "--keyword",
+        action="append",
+        default=[],
+        type=_keyword,
+        metavar="NAME=LITERAL",
+        help="a keyword argument of the function",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -176,10 +181,8 @@ def _user_report(args: argparse.Namespace, reports: list[tuple[str, Comparison]]
         raise ValueError(f"give one module:function at a time, not {len(args.targets)} targets")
     if not args.arguments:
         raise ValueError(f"{args.targets[0]} needs arguments: give --shape 8,28,28,1 for each array")
-    manual = _load(args.targets[0])
     automatic = _load(args.automatic) if args.automatic else None
-    arrays = _arrays(args.arguments, args)
-    _require_fit(args.targets[0], manual, arrays, dict(args.keyword))
+    manual, arrays = function_and_arguments(args.targets[0], args)
     report = compare(
         manual,
         *arrays,
@@ -192,6 +195,13 @@ def _user_report(args: argparse.Namespace, reports: list[tuple[str, Comparison]]
     )
     reports.append((args.targets[0], report))
     print(report)
+
+
+def function_and_arguments(target: str, args: argparse.Namespace) -> tuple[Callable, list]:
+    """The function that a target names, and what the command line gives it."""
+    function, arrays = _load(target), _arrays(args.arguments, args)
+    _require_fit(target, function, arrays, dict(args.keyword))
+    return function, arrays
 
 
 def _require_fit(target: str, function: Any, arrays: list, keywords: dict[str, Any]) -> None:

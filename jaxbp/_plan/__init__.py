@@ -1,7 +1,8 @@
-"""Which algorithm evaluates a sum: `plan` decides once, by the table of its platform, and `evaluate` runs the plan.
+"""Which algorithm evaluates a sum: `plan` decides once, and `evaluate` runs the plan.
 
-A table is a list of rows, of which the first that fits counts. `_cpu` and `_gpu` hold the tables, `_algorithms` says
-where an algorithm is correct, and how it runs. On other platforms every sum is direct.
+What was measured on this machine decides where it is in use (`_measured`), otherwise the table of the platform. A table
+is a list of rows, of which the first that fits counts. `_cpu` and `_gpu` hold the tables, `_algorithms` says where an
+algorithm is correct, and how it runs. On other platforms every sum is direct.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -32,7 +33,9 @@ from .._algorithms import (
 from .._algorithms._memory import after as after
 from .._arguments import sum_dtype, wider
 from .._geometry import ConvGeometry, Problem, problem
-from . import _cpu, _gpu
+from . import _cpu, _gpu, _measured
+from ._measured import INSIDE as INSIDE
+from ._row import ONE_BY_ONE as ONE_BY_ONE
 from ._row import Row, always
 
 ALGORITHMS = {
@@ -43,6 +46,7 @@ ALGORITHMS = {
     )
 }
 TABLES = {"cpu": _cpu.TABLES, "cuda": _gpu.TABLES}
+LOOPS = {"cpu": _cpu.LOOP}
 DIRECT = [Row(always, "direct", "no other algorithm was measured on this platform")]
 # Algorithms of a kernel's gradient that gather several times as many elements as x has.
 GATHERING = {"im2col", "row_im2col", "width_tiling", "fold_axis", "valid_taps", "winograd"}
@@ -56,10 +60,11 @@ class Plan(NamedTuple):
     why: str
     run: Callable[[jax.Array, jax.Array], jax.Array]
     inner: "Plan | None" = None
+    by: str = "table"
 
     def __str__(self) -> str:
         """The names, from the outermost to the innermost."""
-        return self.algorithm if self.inner is None else f"{self.algorithm} > {self.inner}"
+        return self.algorithm if self.inner is None else f"{self.algorithm}{INSIDE}{self.inner}"
 
 
 def problem_of(
@@ -71,65 +76,118 @@ def problem_of(
 
 
 def plan(p: Problem) -> Plan:
-    """How a sum is evaluated: the definition where the table is not for it, otherwise the first row that fits."""
-    if p.symbolic:
-        return with_algorithm(p, "direct", "sizes are symbolic")
-    if not jnp.issubdtype(p.dtype, jnp.floating):
-        return with_algorithm(p, "direct", "the numbers are no floating-point ones")
-    if p.platform == "cuda" and p.geometry.preferred_element_type is not None:
-        return with_algorithm(p, "direct", "cuDNN accumulates in the dtype that is asked for")
-    return _by_table(p)
+    """How a sum is evaluated: as it was measured, where it was, otherwise by the table."""
+    plans = _measured.in_use()
+    found = None if plans is None or _without_choice(p) else plans.find(p, {*ALGORITHMS, ONE_BY_ONE})
+    if found is not None and applies(p, found.plan):
+        why = f"measured: {found.plan_ms:.3g} ms; {found.table}, by the table: {found.table_ms:.3g} ms"
+        return with_algorithm(p, found.plan.replace(INSIDE, " "), why, by="measured")
+    return by_table(p)
 
 
 @lru_cache(maxsize=4096)
-def _by_table(p: Problem) -> Plan:
-    """The plan of the first row that fits."""
-    table = TABLES.get(p.platform, {}).get(p.out, DIRECT)
-    row = next(row for row in table if ALGORITHMS[row.algorithm.split()[0]].applies(p) and row.when(p))
+def by_table(p: Problem) -> Plan:
+    """The plan of the first row that fits; the definition where the table is not for the sum."""
+    row = _row(p)
+    loop = LOOPS.get(p.platform)
+    if loop is not None and p.members > 1 and (row.algorithm == "direct" or loop.when(p)):
+        inner = by_table(alone(p))
+        return Plan(p, ONE_BY_ONE, loop.why, inner.run, inner)
     return with_algorithm(p, row.algorithm, row.why)
+
+
+def _row(p: Problem) -> Row:
+    """The first row that fits."""
+    if reason := _without_choice(p):
+        return Row(always, "direct", reason)
+    table = TABLES.get(p.platform, {}).get(p.out, DIRECT)
+    return next(row for row in table if ALGORITHMS[row.algorithm.split()[0]].applies(p) and row.when(p))
+
+
+def _without_choice(p: Problem) -> str:
+    """Why only the definition will do, or nothing."""
+    if p.symbolic:
+        return "sizes are symbolic"
+    if not jnp.issubdtype(p.dtype, jnp.floating):
+        return "the numbers are no floating-point ones"
+    if p.platform == "cuda" and p.geometry.preferred_element_type is not None:
+        return "cuDNN accumulates in the dtype that is asked for"
+    return ""
 
 
 def candidates(p: Problem) -> Iterator[Plan]:
     """A plan for every algorithm that applies, and what it may leave its inner sum to."""
+    if _without_choice(p):
+        return
     for name, module in ALGORITHMS.items():
         if module.applies(p):
             inside = module.inside(p) if hasattr(module, "inside") else ("",)
-            yield from (with_algorithm(p, f"{name} {other}".strip(), "it applies") for other in inside)
+            for other in inside:
+                yield with_algorithm(p, f"{name} {other}".strip(), "it applies")
+                if p.members > 1:
+                    yield with_algorithm(p, f"{ONE_BY_ONE} {name} {other}".strip(), "it applies")
 
 
-def with_algorithm(p: Problem, algorithm: str, why: str) -> Plan:
+def candidates_inside(chosen: Plan) -> Iterator[Plan]:
+    """The plan with every other algorithm that applies to the innermost sum that is left to one."""
+    name, inner = chosen.algorithm, chosen.inner
+    if inner is None or hasattr(ALGORITHMS.get(name), "inside"):
+        return
+    deeper = name == ONE_BY_ONE or inner.inner is not None
+    for other in candidates_inside(inner) if deeper else candidates(inner.problem):
+        yield with_algorithm(chosen.problem, " ".join([name, *str(other).split(INSIDE)]), "it applies")
+
+
+def applies(p: Problem, plan: str) -> bool:
+    """Whether the algorithms that a plan names apply, each to the sum that the one before leaves to it."""
+    name, _, inside = plan.partition(INSIDE)
+    if name == ONE_BY_ONE:
+        return p.members > 1 and applies(alone(p), inside)
+    module = ALGORITHMS.get(name)
+    if module is None or not module.applies(p) or hasattr(module, "inner") != bool(inside):
+        return False
+    return not inside or applies(module.inner(_as_run(name, p)), inside)
+
+
+def alone(p: Problem) -> Problem:
+    """The sum of one member."""
+    return p.inside(out=p.out, geometry=p.geometry, members=1)
+
+
+def _as_run(name: str, p: Problem) -> Problem:
+    """The sum as an algorithm runs it: only the definition accumulates in a dtype that is asked for."""
+    return p if name == "direct" else p.inside(out=p.out, geometry=p.geometry._replace(preferred_element_type=None))
+
+
+def with_algorithm(p: Problem, algorithm: str, why: str, by: str = "table") -> Plan:
     """The plan of an algorithm: a name, perhaps with those inside it; otherwise the inner sum has a plan of its own."""
     name, _, inside = algorithm.partition(" ")
-    module = ALGORITHMS[name]
-    if name != "direct":
-        p = p.inside(out=p.out, geometry=p.geometry._replace(preferred_element_type=None))
+    if name == ONE_BY_ONE:
+        inner = with_algorithm(alone(p), inside, why, by)
+        return Plan(p, name, why, inner.run, inner, by)
+    module, p = ALGORITHMS[name], _as_run(name, p)
     inner = None
     if hasattr(module, "inner"):
         left = module.inner(p)
-        inner = with_algorithm(left, inside, why) if inside else plan(left)
+        inner = with_algorithm(left, inside, why, by) if inside else by_table(left)
     run = partial(module.run, p=p) if inner is None else partial(module.run, p=p, of=inner.run)
     # In profiles and compiled programs an algorithm stands under its name.
-    return Plan(p, name, why, jax.named_scope(name)(run), inner)
+    return Plan(p, name, why, jax.named_scope(name)(run), inner, by)
 
 
 def evaluate(chosen: Plan, a: jax.Array, b: jax.Array, dtype: Any) -> jax.Array:
-    """The sum by its plan, in this dtype; a CPU and the definition of a kernel's gradient accumulate in a wide one."""
+    """One member's sum by its plan, in this dtype.
+
+    A CPU and the definition of a kernel's gradient accumulate in a wide one.
+    """
+    if chosen.algorithm == ONE_BY_ONE and chosen.inner is not None:
+        chosen = chosen.inner
     p = chosen.problem
     wide = wider(a.dtype, b.dtype)
     if p.platform != "cuda" and (chosen.algorithm != "direct" or p.out == "kernel"):
         wide = wider(sum_dtype(wide), dtype) if jnp.issubdtype(dtype, jnp.inexact) else sum_dtype(wide)
     a, b = a.astype(wide), b.astype(wide)
-    if p.platform == "cpu" and p.out == "kernel" and not GATHERING.isdisjoint(str(chosen).split(" > ")):
+    if p.platform == "cpu" and p.out == "kernel" and not GATHERING.isdisjoint(str(chosen).split(INSIDE)):
         # Otherwise it would be gathered in the forward pass, for all layers, and kept.
         a = after(a, b)
     return chosen.run(a, b).astype(dtype)
-
-
-def one_by_one(chosen: Plan) -> bool:
-    """Whether examples with kernel gradients of their own are taken one after the other.
-
-    Mapped, the direct sum would be a convolution of as many groups, which XLA:CPU runs as if it were dense.
-    """
-    p = chosen.problem
-    large = p.batch * p.pixels * p.channels >= _cpu.LARGE_EXAMPLE
-    return p.platform == "cpu" and p.out == "kernel" and p.members > 1 and (large or chosen.algorithm == "direct")

@@ -11,7 +11,7 @@ from .._algorithms._gemm import are_apart
 from .._algorithms._valid_taps import valid_share
 from .._algorithms._winograd import fills_tiles
 from .._geometry import Problem
-from ._row import Row, always
+from ._row import ONE_BY_ONE, Row, always
 
 # Facts of the processor and of XLA:CPU on it.
 CACHE = 1 << 21  # elements that stay in the cache: 8 MiB of float32
@@ -26,7 +26,7 @@ POSITIONS = 384  # of a whole batch, which share Winograd's weights
 PASSES = 4  # over kn2row's parts, each as slow as gathering a window's element
 VALID = 0.6  # share of what windows read that is inside the input
 WEIGHTS_OF_POSITION = 256  # for each position: a GEMM is as slow as reading its weights
-LARGE_EXAMPLE = 1 << 13  # elements of an example that is worth a step of a loop
+LARGE_MEMBER = 1 << 13  # elements of a member that is worth a step of a loop
 
 
 def _copies_little(p: Problem) -> bool:
@@ -108,6 +108,11 @@ def _has_few_columns(p: Problem) -> bool:
     return p.taps <= FEW_TAPS and (p.rank > 2 or (p.strided and p.features >= NARROW))
 
 
+def _is_a_large_member(p: Problem) -> bool:
+    """One of several sums that a vmap asks for, with kernels or deltas of their own, worth a step of a loop."""
+    return p.batch * p.pixels * p.channels >= LARGE_MEMBER
+
+
 def _is_one_of_many(p: Problem) -> bool:
     """One of several kernel gradients along one axis, which a vmap asks for."""
     return p.members > 1 and p.rank == 1
@@ -175,4 +180,6 @@ KERNEL = [
     ),
     DIRECT,
 ]
+# Mapped, the definition would be a convolution of as many groups, which XLA runs as if it were dense.
+LOOP = Row(_is_a_large_member, ONE_BY_ONE, "members with kernels of their own: one after the other, in the cache")
 TABLES = {"z": SLIDING, "x": SLIDING, "kernel": KERNEL}

@@ -5,6 +5,9 @@ from typing import NamedTuple
 
 from .._geometry import Problem
 
+# Not an algorithm, but the first word of a plan: the sums of a vmap's members one after the other, by the plan inside.
+ONE_BY_ONE = "one_by_one"
+
 
 class Row(NamedTuple):
     """`algorithm` where it applies and `when` holds. It may name what is inside of it: "width_tiling im2col"."""

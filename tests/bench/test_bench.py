@@ -17,10 +17,25 @@ import pytest
 import jaxbp
 from jaxbp import __main__ as command_line
 from jaxbp import _bench
-from jaxbp._bench import _algorithms, _cases, _devices, _measure, _models, _plan, _programs, _result, _suite, _table
+from jaxbp._bench import (
+    _algorithms,
+    _cases,
+    _devices,
+    _measure,
+    _models,
+    _plan,
+    _populations,
+    _programs,
+    _result,
+    _suite,
+    _table,
+)
 from jaxbp._bench._random import NUMBERS, OPERATIONS, random_cases
 from jaxbp._bench._suite import CASES, Case, operations, traffic
 from jaxbp._plan import ALGORITHMS, candidates, plan
+from jaxbp._plan._machine import machine
+from jaxbp._plan._measured import Measured, describe, key
+from jaxbp._tune._file import merge
 
 ONE = "^average pool: global average pool 7x7/1 1x7x7x2048$"
 TWO = "^average pool: global"
@@ -368,6 +383,59 @@ def test_collectives_are_read_from_a_program():
     assert _devices.collectives(text) == found
 
 
+def test_plan_says_what_is_measured(tmp_path, capsys):
+    p = _plan.problems(CASES[0], "float32", "cpu")["z"]
+    merge(tmp_path / "plans.json", machine("cpu"), {key(describe(p)): Measured("im2col", "direct", 1.0, 2.0)})
+    assert bench("--plan", "--filter", re.escape(CASES[0].name), "--plans", str(tmp_path / "plans.json")) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["forward", "CPU", "measured", "im2col", "measured:", "1", "ms;"] in [line[:7] for line in lines]
+    assert {line[3] for line in lines if line[2:3] == ["CPU"]} == {"table"}
+    assert bench("--plan", "--filter", re.escape(CASES[0].name)) == 0
+    assert "measured" not in capsys.readouterr().out
+
+
+# ------------------------------------------------------------------------------------- loops and populations
+
+
+@pytest.mark.parametrize("option", ["--loops", "--populations"])
+def test_whole_programs_are_timed_beside_others(option, quick, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(_measure, "FEWEST_ROUNDS", 1)
+    small = _populations.NETWORKS[1]._replace(images=(1, 10, 10, 10))
+    setups = [_populations.Setup(small, members, True) for members in (None, 2)]
+    monkeypatch.setattr(_populations, "LOOPS", tuple(setups[:1]))
+    monkeypatch.setattr(_populations, "POPULATIONS", tuple(setups[1:]))
+    assert bench(option, "--json", str(tmp_path / "some.json")) == 0
+    out = capsys.readouterr().out
+    other = "Python loop" if option == "--loops" else "lax.map"
+    assert f"{other}/manual" in out and "automatic/manual" in out and "geometric means" in out
+    record = json.loads((tmp_path / "some.json").read_text())
+    assert record[f"{other}_over_manual"] > 0 and set(record["cases"][0]["ms"]) == {"manual", "automatic", other}
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        pytest.param(n, id=n.name, marks=[pytest.mark.exhaustive] * ("actor" not in n.name))
+        for n in _populations.NETWORKS
+    ],
+)
+def test_all_programs_of_a_population_compute_the_same(network):
+    setup = _populations.Setup(network._replace(images=(2, *network.images[1:])), 2, False)
+    (manual, loss), *others = (program() for program in _populations.programs_of(setup, "float32").values())
+    for parameters, other in others:
+        np.testing.assert_allclose(other, loss, rtol=1e-4)
+        for found, expected in zip(parameters, manual, strict=True):
+            np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_the_programs_of_loops_and_populations():
+    assert len(_populations.LOOPS) == 6 and len(_populations.POPULATIONS) == 18
+    names = [setup.name for setup in (*_populations.LOOPS, *_populations.POPULATIONS)]
+    assert len(set(names)) == 24 and "lenet 28x28 batch 32, vmap(scan of 4 steps) of 16" in names
+    assert _populations.LOOPS[0].enlarged(2).network.images[0] == 64
+    assert _populations.summary([]) == "nothing was measured"
+
+
 # ------------------------------------------------------------------------------------------- all algorithms
 
 
@@ -408,7 +476,7 @@ def test_backends_have_the_tables_of_their_platforms(monkeypatch, backend, versi
     device = types.SimpleNamespace(client=types.SimpleNamespace(platform_version=version))
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     monkeypatch.setattr(jax, "devices", lambda: [device])
-    assert _algorithms._platform() == platform
+    assert _algorithms.platform() == platform
 
 
 def test_sums_without_a_choice_do_not_count():
@@ -485,6 +553,10 @@ def test_interrupted_before_the_first_case(quick, capsys, monkeypatch):
         (["--devices", "8", "--plan"], "--devices reads compiled steps: leave out"),
         (["--algorithms", "--models"], "--algorithms times single sums: leave out --models"),
         (["--algorithms", "--plan"], "--algorithms measures what --plan only names: leave out one of them"),
+        (["--loops", "--models"], "--loops and --populations time programs of their own: leave out --models"),
+        (["--populations", "--torch"], "--loops and --populations time programs of their own: leave out --models"),
+        (["--populations", "--filter", "vgg"], "--filter 'vgg' finds none of 18 programs lenet 28x28 batch 32, vmap"),
+        (["--plans", "no/such.json", "--plan"], "no/such.json: there is no such file of plans"),
         (["--plan", "--json", "plan.json"], "--plan measures nothing that --json or --plot could write"),
     ],
 )

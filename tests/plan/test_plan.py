@@ -47,7 +47,7 @@ def test_few_constants_choose():
 
 def test_algorithms_plans_and_sums_are_short():
     files = [*(PACKAGE / "_algorithms").glob("*.py"), *(PACKAGE / "_plan").glob("*.py"), PACKAGE / "_sums.py"]
-    assert sum(len(file.read_text().splitlines()) for file in files) <= 3200
+    assert sum(len(file.read_text().splitlines()) for file in files) <= 3500
 
 
 @pytest.mark.parametrize(("platform", "out"), TABLES, ids=str)

@@ -1,11 +1,21 @@
 """`examples/data_parallel.py`, run as a user runs it: in one process, and in two that really start."""
 
+import functools
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
+
+import jaxbp
+from jaxbp import _plan
+from jaxbp._plan._machine import machine
+from jaxbp._plan._measured import Measured, describe, key
+from jaxbp._tune._collect import sums_of
+from jaxbp._tune._file import merge
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "data_parallel.py"
 
@@ -74,3 +84,29 @@ def test_arguments_that_cannot_work(
         data_parallel.main()
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_two_processes_with_the_same_measured_plans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plans that no table would choose, for the whole batch, a device's part of it, and the single device."""
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    import digits_cnn
+
+    found = {}
+    for batch in (64, 32, 16):
+        images = jax.ShapeDtypeStruct((batch, 8, 8, 1), np.float64)
+        labels = jax.ShapeDtypeStruct((batch,), np.int64)
+        with jax.enable_x64(True):
+            params = jax.tree.map(lambda leaf: leaf.astype(np.float64), digits_cnn.init(jax.random.key(0), (8, 8, 1)))
+            step = functools.partial(jax.grad(digits_cnn.loss), ops=jaxbp)
+            for p in sums_of(step, (params, images, labels), "cpu"):
+                table, *others = {str(plan): plan for plan in (_plan.by_table(p), *_plan.candidates(p))}
+                found[key(describe(p))] = Measured(others[0], table, 1.0, 2.0)
+    here = machine("cpu")
+    assert here is not None and len(found) >= 6
+    merge(tmp_path / "plans.json", here, found)
+    monkeypatch.setenv("JAXBP_PLANS", str(tmp_path / "plans.json"))
+    result = run("--devices", "4", "--processes", "2", "--steps", "10")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "all 4 devices ended with the same parameters: yes" in result.stdout
+    assert "equal to the single-device run to rounding: yes" in result.stdout
+    assert "Warning" not in result.stderr

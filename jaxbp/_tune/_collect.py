@@ -1,0 +1,63 @@
+"""The sums of a program, found in its jaxpr, and how often each of them runs."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import jax
+from jax.extend.core import ClosedJaxpr, Jaxpr
+
+from .._conv import conv_p
+from .._conv_lax import conv_in_layout_p
+from .._geometry import Problem
+from .._sums import conv_sum_p, problem_of
+
+# Ops that are one equation around their sums.
+OPS = (conv_p, conv_in_layout_p)
+Problems = Counter[Problem]
+
+
+def sums_of(function: Callable[..., Any], args: tuple, platform: str) -> Problems:
+    """The distinct sums that `function(*args)` computes on a platform, and how often."""
+    leaves, tree = jax.tree.flatten(args)
+    at = [i for i, leaf in enumerate(leaves) if hasattr(leaf, "shape") and hasattr(leaf, "dtype")]
+
+    def of_arrays(*arrays: Any) -> Any:
+        given = dict(zip(at, arrays, strict=True))
+        results = function(*tree.unflatten(given.get(i, leaf) for i, leaf in enumerate(leaves)))
+        return [result for result in jax.tree.leaves(results) if hasattr(result, "dtype")]
+
+    found: Problems = Counter()
+    for problem, times in _walk(jax.make_jaxpr(of_arrays)(*(leaves[i] for i in at)).jaxpr, platform):
+        found[problem] += times
+    return found
+
+
+def _walk(jaxpr: Any, platform: str, times: int = 1) -> Iterator[tuple[Problem, int]]:
+    """The sums of a jaxpr and of all jaxprs inside it."""
+    for equation in jaxpr.eqns:
+        if equation.primitive is conv_sum_p:
+            a, b, *_ = (variable.aval for variable in equation.invars)
+            sizes = (*a.shape, *b.shape, *equation.outvars[0].aval.shape)
+            if 0 not in sizes:
+                yield problem_of(a, b, equation.params["of"], platform), times
+            continue
+        repeats = equation.params["length"] if equation.primitive.name == "scan" else 1
+        for inside in _inside(equation):
+            yield from _walk(inside, platform, times * repeats)
+
+
+def _inside(equation: Any) -> Iterator[Any]:
+    """The jaxprs that an equation evaluates."""
+    if equation.primitive in OPS:
+        shapes = [jax.ShapeDtypeStruct(variable.aval.shape, variable.aval.dtype) for variable in equation.invars]
+        yield jax.make_jaxpr(partial(equation.primitive.impl, **equation.params))(*shapes).jaxpr
+    for value in jax.tree.leaves(list(equation.params.values()), is_leaf=_is_jaxpr):
+        if _is_jaxpr(value):
+            yield value.jaxpr if isinstance(value, ClosedJaxpr) else value
+
+
+def _is_jaxpr(value: Any) -> bool:
+    """Whether a parameter is a program."""
+    return isinstance(value, ClosedJaxpr | Jaxpr)

@@ -1,0 +1,182 @@
+"""The fastest plan of a sum: all that apply, timed in turns, within limits on memory and errors."""
+
+import math
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .. import _plan
+from .._batching import mapped_over
+from .._bench._measure import Times, best_ratio, interleave, ratio, sample
+from .._bench._result import Pair, exceeds_errors, exceeds_memory
+from .._geometry import Problem, operand_shapes, problem
+from .._plan import Plan
+from .._plan._measured import Measured
+
+# The table's choice stays unless another is so much faster.
+MARGIN = 1.05
+# Plans that take so many times as long as the fastest are not timed again.
+NEAR = 2.0
+# About how long the near ones of a sum take turns.
+SECONDS = 0.5
+# Features of the first group whose sums are computed in float64.
+FEATURES = 2
+# Of an array; larger ones repeat them.
+MOST_RANDOM = 1 << 22
+
+
+class OutOfTime(Exception):
+    """The time that was given for everything has passed."""
+
+
+class Program(NamedTuple):
+    """A plan that is compiled for a sum's operands, its temporary memory, and seconds of one call."""
+
+    plan: Plan
+    call: Callable[[], jax.Array]
+    temporary_bytes: int | None
+    first: float
+
+
+def fastest(p: Problem, expired: Callable[[], bool]) -> Measured | None:
+    """What is measured of a sum; None where there is no choice. `OutOfTime` where time ends before it is known."""
+    table = _plan.by_table(p)
+    plans = {str(plan): plan for plan in (table, *_plan.candidates(p))}
+    if len(plans) < 2:
+        return None
+    programs: dict[str, Program] = {}
+    with jax.enable_x64(True) if p.dtype.itemsize == 8 else nullcontext():
+        a, b = _operands(p)
+        _compile_all(programs, p, plans.values(), a, b, expired)
+        more = [plan for one in _near(programs, str(table)) for plan in _plan.candidates_inside(one.plan)]
+        _compile_all(programs, p, more, a, b, expired)
+        near = {str(program.plan): program.call for program in _near(programs, str(table))}
+        times = interleave(near, SECONDS) if len(near) > 1 else {}
+        winner = _winner(p, str(table), times, programs, a, b)
+        ms = {name: 1e3 * (times[name].best if times else programs[name].first) for name in (winner, str(table))}
+    return Measured(winner, str(table), ms[winner], ms[str(table)])
+
+
+def _compile_all(
+    programs: dict[str, Program], p: Problem, plans: Iterable[Plan], a: jax.Array, b: jax.Array,
+    expired: Callable[[], bool],
+) -> None:  # fmt: skip
+    """Add the plans that run, of which the first, the table's, must."""
+    for plan in plans:
+        if expired():
+            raise OutOfTime
+        if str(plan) in programs:
+            continue
+        try:
+            programs[str(plan)] = _compile(plan, p, a, b, min((one.first for one in programs.values()), default=0.0))
+        except Exception:  # whatever a compiler cannot do, or has no memory for
+            if not programs:
+                raise
+
+
+def _compile(plan: Plan, p: Problem, a: jax.Array, b: jax.Array, best: float) -> Program:
+    """A plan as a program, and seconds of its second call, or of the first where it is far from the best."""
+    run = partial(_plan.evaluate, plan, dtype=_result_dtype(p))
+    levels = ((True, True),) if p.members > 1 else ()
+    mapped = mapped_over(run, levels, one_by_one=plan.algorithm == _plan.ONE_BY_ONE)
+    compiled = jax.jit(mapped).lower(a, b).compile()
+    analysis = compiled.memory_analysis()
+
+    def call() -> jax.Array:
+        return jax.block_until_ready(compiled(a, b))
+
+    first = sample(call, 1)
+    if not best or first < 2 * NEAR * best:
+        first = sample(call, 1)
+    return Program(plan, call, None if analysis is None else int(analysis.temp_size_in_bytes), first)
+
+
+def _near(programs: dict[str, Program], table: str) -> list[Program]:
+    """The programs that may be the fastest, and the table's choice."""
+    best = min(program.first for program in programs.values())
+    return [one for name, one in programs.items() if one.first <= NEAR * best or name == table]
+
+
+def _winner(
+    p: Problem, table: str, times: dict[str, Times], programs: dict[str, Program], a: jax.Array, b: jax.Array
+) -> str:
+    """The fastest that beats the table's choice by the margin and keeps the limits; otherwise the table's choice."""
+    for name in sorted(times, key=lambda name: times[name].best):
+        if name == table or _gain(times[table], times[name]) < MARGIN:
+            break
+        if _keeps_limits(p, programs[name], programs.get("direct"), a, b):
+            return name
+    return table
+
+
+def _gain(table: Times, other: Times) -> float:
+    """How many times as fast, in the fastest samples and in the rounds: a lucky sample does not win."""
+    return min(best_ratio(table, other), ratio(table, other))
+
+
+def _keeps_limits(p: Problem, program: Program, definition: Program | None, a: jax.Array, b: jax.Array) -> bool:
+    """Whether a plan takes little more memory than the definition, and is as exact."""
+    direct = None if definition is None else definition.temporary_bytes
+    if exceeds_memory(Pair(program.temporary_bytes, direct)):
+        return False
+    result, plan = program.call(), program.plan
+    if p.members > 1:
+        result, a, b = result[0], a[0], b[0]
+        plan = plan.inner if plan.algorithm == _plan.ONE_BY_ONE and plan.inner is not None else plan
+    if p.dtype.itemsize == 8:
+        # No dtype is wider. An algorithm rounds as often in float32.
+        p = p.inside(out=p.out, geometry=p.geometry, dtype=np.dtype("float32"), members=1)
+        a, b = a.astype(p.dtype), b.astype(p.dtype)
+        plan = _plan.with_algorithm(p, str(plan).replace(_plan.INSIDE, " "), "in float32")
+        result = jax.jit(partial(_plan.evaluate, plan, dtype=p.dtype))(a, b)
+    with jax.enable_x64(True):
+        right = _first_features(p, a, b, jnp.float64)
+    found, expected = (_error(p, part, right) for part in (result, _first_features(p, a, b, p.dtype)))
+    return not exceeds_errors(Pair(found, expected))
+
+
+def _first_features(p: Problem, a: jax.Array, b: jax.Array, dtype: Any) -> np.ndarray:
+    """The first features of the first group by definition, in this dtype."""
+    count = _features(p)
+    a = a[..., : p.group_channels]
+    b = b[..., :count, : p.group_channels] if p.out == "x" else b[..., :count]
+    g = p.geometry._replace(feature_group_count=1, preferred_element_type=None)
+    alone = problem(p.out, g, p.batch, p.group_channels, count, np.dtype(dtype), p.platform)
+    plan = _plan.with_algorithm(alone, "direct", "the definition")
+    return np.asarray(jax.jit(partial(_plan.evaluate, plan, dtype=dtype))(a.astype(dtype), b.astype(dtype)))
+
+
+def _features(p: Problem) -> int:
+    """How many of the first group's features are checked."""
+    return min(FEATURES, p.group_features)
+
+
+def _error(p: Problem, result: Any, right: np.ndarray) -> float:
+    """The largest error, in units of eps times the largest entry of what is right."""
+    found = np.asarray(result[..., : _features(p)]).astype(np.float64)
+    eps = float(jnp.finfo(p.dtype).eps)
+    return float(np.abs(found - right).max() / (eps * max(np.abs(right).max(), 1e-300)))
+
+
+def _result_dtype(p: Problem) -> Any:
+    """The dtype of the sum."""
+    wide = p.geometry.preferred_element_type if p.out == "z" else None
+    return p.dtype if wide is None else np.dtype(wide)
+
+
+def _operands(p: Problem) -> tuple[jax.Array, jax.Array]:
+    """Random numbers of the sum's shapes, of as many members as there are."""
+    rng = np.random.default_rng(0)
+    members = (p.members,) if p.members > 1 else ()
+
+    def normal(shape: tuple[int, ...]) -> jax.Array:
+        numbers = rng.standard_normal(min(math.prod(shape), MOST_RANDOM), np.float32)
+        return jnp.asarray(np.resize(numbers, shape)).astype(p.dtype)
+
+    a, b = ((*members, *shape) for shape in operand_shapes(p))
+    return normal(a), normal(b)
