@@ -16,6 +16,7 @@ from jax import lax
 
 from ._arguments import Asked, as_array, call_rule, keeping_64_bits, require_same_dtype, sum_dtype
 from ._batching import op_primitive
+from ._forward_mode import mode
 
 
 def _dense(precision: Any, x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) -> jax.Array:
@@ -98,7 +99,7 @@ def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None, *, pre
 
     def call(x: jax.Array, *parameters: jax.Array) -> jax.Array:
         rows = x if len(batch) == 1 else x.reshape(math.prod(batch), x.shape[-1])
-        z = dense_p.bind(rows, *parameters, static=precision, batch=(0, 0), levels=())
+        z = dense_p.bind(rows, *parameters, static=precision, batch=(0, 0), levels=(), **mode())
         return z if len(batch) == 1 else z.reshape(shape)
 
     arrays = (x, kernel) if bias is None else (x, kernel, bias)
