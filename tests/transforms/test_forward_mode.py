@@ -333,11 +333,10 @@ def jaxprs():
     texts = []
     for op in OPS.values():
         some, _ = some_of(op)
-        f = function_of(op, jaxbp)
-        texts.append(str(jax.make_jaxpr(lambda *some, f=f: f(*some))(*some)))
-        texts.append(
-            str(jax.make_jaxpr(jax.grad(lambda *some, f=f: jnp.sum(f(*some)), op.differentiable))(*op.arrays()))
-        )
+        f, numbers = function_of(op, jaxbp), tuple(range(len(some)))
+        gradient = jax.grad(lambda *some, f=f: jnp.sum(f(*some)), numbers)
+        # New functions, so that no trace is reused.
+        texts += [str(jax.make_jaxpr(lambda *some, g=g: g(*some))(*some)) for g in (f, gradient)]
     return [re.sub("0x[0-9a-f]+", "", text) for text in texts]
 
 
@@ -353,16 +352,6 @@ def test_outside_nothing_changes():
     # Of each op and of its gradient.
     assert all(a != b for a, b in zip(before[::2], inside[::2], strict=True))
     assert not any("custom_vjp" in text for text in inside)
-
-
-def test_values_and_gradients_are_the_same_inside():
-    for op in OPS.values():
-        some, _ = some_of(op)
-        f, numbers = function_of(op, jaxbp), tuple(range(len(some)))
-        run = lambda some, f=f, numbers=numbers: (f(*some), jax.grad(lambda *some: jnp.sum(f(*some)), numbers)(*some))  # noqa: E731
-        outside = run(some)
-        with jaxbp.forward_mode():
-            assert_equal(run(some), outside)
 
 
 def test_a_block_inside_of_a_jitted_function():
@@ -444,7 +433,11 @@ def equinox_model(eqx, x):
 
 def haiku_model(hk, x):
     model = hk.without_apply_rng(
-        hk.transform(lambda x: hk.avg_pool(hk.max_pool(hk.Conv2D(4, 3)(x), 2, 2, "SAME"), 2, 1, "VALID"))
+        hk.transform(
+            lambda x: hk.avg_pool(
+                hk.max_pool(hk.Conv2D(4, 3)(x), (2, 2, 1), (2, 2, 1), "SAME"), (2, 2, 1), (1, 1, 1), "VALID"
+            )
+        )
     )
     return model.apply, model.init(jax.random.key(0), x)
 
@@ -476,10 +469,12 @@ def test_adapters(name):
         z, dz = jax.jvp(lambda p: apply(p, x), (parameters,), (jax.tree.map(jnp.cos, parameters),))
         return z, dz, jax.tree.leaves(jax.linearize(lambda p: jnp.sum(apply(p, x) ** 2), parameters)[1](parameters))
 
-    with pytest.raises(TypeError, match="custom_vjp"):
-        tangents(ours)
-    with jaxbp.forward_mode():
-        close(tangents(ours), tangents(theirs), 1e-4)
+    # Libraries divide sums by integers.
+    with jax.numpy_dtype_promotion("standard"):
+        with pytest.raises(TypeError, match="custom_vjp"):
+            tangents(ours)
+        with jaxbp.forward_mode():
+            close(tangents(ours), tangents(theirs), 1e-4)
 
 
 @jax.jit
