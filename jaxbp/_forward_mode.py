@@ -49,7 +49,8 @@ def forward_mode(enabled: bool = True) -> "contextlib._GeneratorContextManager[N
     differentiation (jvp) to a custom_vjp function"). Inside, `jax.jvp`, `jax.jacfwd`, `jax.linearize` and
     `jax.linear_transpose` (of ops that are linear) work on them, in any order with `jax.grad` and under `jit`, `vmap`,
     `scan`, `checkpoint` and `shard_map`; in the adapters and in `swap_lax`, too. So does `jax.experimental.jet`; under
-    `jit` on convolutions, `dense` and linear pools alone, as it fails on every `jax.custom_jvp` there. Values and gradients are the same.
+    `jit` it fails on every `jax.custom_jvp`, which leaves convolutions, `dense` and linear pools. Values and gradients
+    are the same as outside.
 
     Functions compiled with `jax.jit`: the block is part of their cache key. One that was traced before is traced again
     inside the block; after the block, its former program runs again. A jaxpr, a program compiled ahead of time or

@@ -307,7 +307,6 @@ def model(p, x):
 AROUND = {
     "jit": lambda f: jax.jit(jax.vmap(f, (None, 0))),
     "checkpoint": lambda f: jax.vmap(jax.checkpoint(f), (None, 0)),
-    "neither": lambda f: jax.vmap(f, (None, 0)),
 }
 
 
@@ -484,8 +483,7 @@ def test_adapters(name):
 
     def tangents(library):
         apply, parameters = model(library, x)
-        z, dz = jax.jvp(lambda p: apply(p, x), (parameters,), (jax.tree.map(jnp.cos, parameters),))
-        return z, dz, jax.tree.leaves(jax.linearize(lambda p: jnp.sum(apply(p, x) ** 2), parameters)[1](parameters))
+        return jax.jvp(jax.jit(lambda p: apply(p, x)), (parameters,), (jax.tree.map(jnp.cos, parameters),))
 
     # Libraries divide sums by integers.
     with jax.numpy_dtype_promotion("standard"):
