@@ -46,7 +46,7 @@ def forward_mode(enabled: bool = True) -> "contextlib._GeneratorContextManager[N
     `dz = B^T(dx)`, where `dx = B(delta)` is the op's hand-written backward rule: the map that is adjoint to it.
 
     Outside, ops are `jax.custom_vjp` functions, which JAX refuses to differentiate forward ("can't apply forward-mode
-    differentiation (jvp) to a custom_vjp function"). Inside, `jax.jvp`, `jax.jacfwd`, `jax.linearize` and
+    autodiff (jvp) to a custom_vjp function"). Inside, `jax.jvp`, `jax.jacfwd`, `jax.linearize` and
     `jax.linear_transpose` (of ops that are linear) work on them, in any order with `jax.grad` and under `jit`, `vmap`,
     `scan`, `checkpoint` and `shard_map`; in the adapters and in `swap_lax`, too. So does `jax.experimental.jet`; under
     `jit` it fails on every `jax.custom_jvp`, which leaves convolutions, `dense` and linear pools. Values and gradients
@@ -126,7 +126,7 @@ class custom_vjp:
     def inside(self, *args: Any) -> Any:
         """The op with both modes."""
         static, arrays = args[: self._statics], args[self._statics :]
-        if self._linear:
+        if self._linear and any(map(_is_inexact, arrays)):
             return self._tangent(static, arrays, arrays)[1]
         if any(isinstance(a, jet.JetTracer) for a in arrays):
             # jet leaves custom_jvp functions out, and fails on them.
@@ -154,10 +154,10 @@ class custom_vjp:
                 return jax.linear_transpose(functools.partial(pull, kept), *like)(list(some))
             return [self._pushforward(*static, kept, *some)]
 
-        moved = iter(linear_map(push, pull, kept, *(tangents[i] for i in where)) if where else ())
-        dz = [
-            next(moved) if move and where else zero_from_primal(v, True) for v, move in zip(values, moves, strict=True)
-        ]
+        dz = [zero_from_primal(value, True) for value in values]
+        if where:
+            moved = iter(linear_map(push, pull, kept, *(tangents[i] for i in where)))
+            dz = [next(moved) if move else zero for move, zero in zip(moves, dz, strict=True)]
         return z, tree.unflatten(dz)
 
 

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import test_programs
+import test_sharding
 from jax import lax
 from jax.experimental import jet
 from jax.sharding import AxisType, NamedSharding
@@ -103,6 +105,23 @@ def test_every_transformation_of_the_table(name, transformation):
         TRANSFORMATIONS[transformation](OPS[name])
 
 
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("wrapper", ["jit", "checkpoint"])
+@pytest.mark.parametrize("name", [name for name in OPS if len(OPS[name].shapes) < 3])
+def test_a_layer_used_twice(name, wrapper):
+    with jaxbp.forward_mode(True):
+        test_programs.test_a_layer_used_twice(name, wrapper)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", LAYERS)
+def test_gradients_on_meshes(name):
+    with jaxbp.forward_mode(True):
+        test_sharding.test_jit(name, "batch")
+        test_sharding.test_explicit_mesh(name, "batch")
+        test_sharding.test_shard_map(name)
+
+
 @pytest.mark.parametrize("name", ["conv", "dense", "max_pool", "lp_pool", "adaptive_max_pool", "softmax_cross_entropy"])
 def test_called_eagerly(compiled, name):  # noqa: F811
     """Without jit, and a second time without compiling."""
@@ -151,6 +170,45 @@ def test_64_bits_from_a_block_that_was_left(name):
     assert {a.dtype for a in (*ours, *gradients)} == {np.dtype(np.float64)}
     close(ours, twin, 1e-12)
     close(gradients, pulled, 1e-12)
+
+
+@pytest.mark.parametrize("op", ["conv", "dense", "max_pool", "sum_pool", "max_unpool", "adaptive_max_pool", "relu"])
+def test_integers(op):
+    """They have values, and no tangents."""
+    x = jnp.arange(-8, 8, dtype=jnp.int32).reshape(1, 4, 4, 1)
+    function = {
+        "conv": lambda x: jaxbp.conv(x, x[0, :2, :2, :, None]),
+        "dense": lambda x: jaxbp.dense(x[0, :, :, 0], x[0, :, :, 0]),
+        "max_pool": lambda x: jaxbp.max_pool(x, (2, 2)),
+        "sum_pool": lambda x: jaxbp.sum_pool(x, (2, 2)),
+        "max_unpool": lambda x: jaxbp.max_unpool(x, abs(x) % 4, (2, 2), (2, 2)),
+        "adaptive_max_pool": lambda x: jaxbp.adaptive_max_pool(x, (2, 3)),
+        "relu": jaxbp.relu,
+    }[op]
+    with jaxbp.forward_mode():
+        z, dz = jax.jvp(function, (x,), (np.zeros(x.shape, jax.dtypes.float0),))
+        jitted = jax.jit(function)(x)
+    assert_equal((z, jitted), (function(x),) * 2)
+    assert dz.dtype == jax.dtypes.float0
+
+
+@pytest.mark.parametrize("op", ["conv", "dense", "sum_pool", "avg_pool", "adaptive_avg_pool", "max_unpool", "tanh"])
+def test_complex_numbers(op):
+    x = normal(0, (2, 3, 3, 2), np.complex64) + 1j * normal(1, (2, 3, 3, 2), np.complex64)
+    function = {
+        "conv": lambda ops: lambda x: ops.conv(x, x[0, :2, :2, :, None]),
+        "dense": lambda ops: lambda x: ops.dense(x, x[0, :2, 0]),
+        "sum_pool": lambda ops: lambda x: ops.sum_pool(x, (2, 2)),
+        "avg_pool": lambda ops: lambda x: ops.avg_pool(x, (2, 2), (1, 1), "SAME", False),
+        "adaptive_avg_pool": lambda ops: lambda x: ops.adaptive_avg_pool(x, (2, 1)),
+        "max_unpool": lambda ops: lambda x: ops.max_unpool(x, jnp.zeros(x.shape, jnp.int32), (2, 2), (2, 2)),
+        "tanh": lambda ops: ops.tanh,
+    }[op]
+    # Complex sums are divided by real numbers.
+    with jax.numpy_dtype_promotion("standard"):
+        with jaxbp.forward_mode():
+            ours = jax.jvp(function(jaxbp), (x,), (1j * x,))
+        close(ours, jax.jvp(function(jaxbp.automatic), (x,), (1j * x,)), 1e-5)
 
 
 LINEAR = {
