@@ -119,7 +119,7 @@ def main() -> int:
     print(f"{args.steps} steps on batches of {BATCH} digits, at most {PRODUCTS} products G v in each\n")
     with jaxbp.forward_mode():
         params = train(data, args.steps)
-        images, labels = data.train_images[:BATCH], data.train_labels[:BATCH]
+        images, labels = jnp.asarray(data.train_images[:BATCH]), jnp.asarray(data.train_labels[:BATCH])
 
         @partial(jax.jit, static_argnames="ops")
         def products(params: Params, ops: ModuleType) -> Params:
