@@ -25,6 +25,7 @@ from ._conv_lax import conv_general_dilated as conv_general_dilated
 from ._conv_lax import conv_transpose as conv_transpose
 from ._dense import dense as dense
 from ._explain import explain as explain
+from ._forward_mode import forward_mode as forward_mode
 from ._loss import softmax_cross_entropy as softmax_cross_entropy
 from ._max_pool import max_pool as max_pool
 from ._max_pool import max_pool_grad as max_pool_grad

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from ._arguments import as_array, keeping_64_bits, refuse_complex, require_inexact
+from ._forward_mode import custom_vjp
 
 
 def _relu_op(z: jax.Array) -> jax.Array:
@@ -16,7 +17,7 @@ def _relu_op(z: jax.Array) -> jax.Array:
     return jnp.where(z <= 0, jnp.zeros((), z.dtype), z)
 
 
-@jax.custom_vjp
+@custom_vjp
 def _relu(z: jax.Array) -> jax.Array:
     """a = max(z, 0)."""
     return _relu_op(z)
@@ -36,7 +37,7 @@ def _relu_bwd(a: jax.Array, delta: jax.Array) -> tuple[jax.Array]:
 _relu.defvjp(keeping_64_bits(_relu_fwd), keeping_64_bits(_relu_bwd))
 
 
-@jax.custom_vjp
+@custom_vjp
 def _sigmoid(z: jax.Array) -> jax.Array:
     """a = 1 / (1 + exp(-z))."""
     return jax.lax.logistic(z)
@@ -56,7 +57,7 @@ def _sigmoid_bwd(a: jax.Array, delta: jax.Array) -> tuple[jax.Array]:
 _sigmoid.defvjp(keeping_64_bits(_sigmoid_fwd), keeping_64_bits(_sigmoid_bwd))
 
 
-@jax.custom_vjp
+@custom_vjp
 def _tanh(z: jax.Array) -> jax.Array:
     """a = tanh(z)."""
     return jax.lax.tanh(z)

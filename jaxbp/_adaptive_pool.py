@@ -17,6 +17,7 @@ import numpy as np
 from jax import lax
 
 from ._arguments import as_array, call_rule, keeping_64_bits, refuse_complex, require_inexact, sum_dtype
+from ._forward_mode import custom_vjp
 from ._geometry import is_static
 
 # More places in a window than this are looped over.
@@ -34,7 +35,7 @@ class Division(NamedTuple):
 # --------------------------------------------------------------------------------------------- the rules
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
+@partial(custom_vjp, nondiff_argnums=(0,))
 def _mean(d: Division, x: jax.Array) -> jax.Array:
     """The mean of every window."""
     return _mean_op(d, x)
@@ -56,10 +57,15 @@ def _mean_bwd(d: Division, _: None, delta: jax.Array) -> tuple[jax.Array]:
     return (_sum_of_windows(Division(d.axis, d.windows, d.pixels), shares),)
 
 
-_mean.defvjp(keeping_64_bits(_mean_fwd), keeping_64_bits(_mean_bwd))
+def _mean_tangent(d: Division, _: None, x: jax.Array) -> jax.Array:
+    """Linear in x."""
+    return _mean_op(d, x)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
+_mean.defvjp(keeping_64_bits(_mean_fwd), keeping_64_bits(_mean_bwd), keeping_64_bits(_mean_tangent), linear=True)
+
+
+@partial(custom_vjp, nondiff_argnums=(0,))
 def _max(d: Division, x: jax.Array) -> jax.Array:
     """The maximum of every window."""
     return _max_and_winners(d, x)[0]
@@ -75,7 +81,12 @@ def _max_bwd(d: Division, winners: jax.Array, delta: jax.Array) -> tuple[jax.Arr
     return (_upsample_winners(d, winners, delta),)
 
 
-_max.defvjp(keeping_64_bits(_max_fwd), keeping_64_bits(_max_bwd))
+def _max_tangent(d: Division, winners: jax.Array, dx: jax.Array) -> jax.Array:
+    """The tangent of each winner: gathered, where JAX would transpose `_max_bwd` to a scatter."""
+    return jnp.take_along_axis(dx, winners, d.axis)
+
+
+_max.defvjp(keeping_64_bits(_max_fwd), keeping_64_bits(_max_bwd), keeping_64_bits(_max_tangent))
 
 
 # ------------------------------------------------------------------------------------------- the public ops

@@ -12,6 +12,8 @@ import numpy as np
 from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec, auto_axes, reshard
 
+from ._forward_mode import custom_vjp
+
 F = TypeVar("F", bound=Callable[..., Any])
 DTYPES_OF_64_BITS = frozenset(map(np.dtype, ("float64", "int64", "uint64", "complex128")))
 
@@ -213,7 +215,7 @@ def _replicate(mesh: Any, beside: jax.Array, array: jax.Array) -> jax.Array:
     return reshard(array, NamedSharding(mesh, PartitionSpec()))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
+@partial(custom_vjp, nondiff_argnums=(0,))
 def _put_on(mesh: Any, beside: jax.Array, array: jax.Array) -> jax.Array:
     """`_replicated`, whose delta stays on the mesh, as lax leaves it.
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from . import _pool_maps as pools
 from ._arguments import as_array, call_map, keeping_64_bits, refuse_complex, require_inexact, sum_dtype
+from ._forward_mode import custom_vjp
 from ._geometry import Pairs, Window, make_window
 from ._max_pool import max_pool
 from ._pool import call_pool, pool_window, require_pooled_shape
@@ -35,7 +36,7 @@ class Average(NamedTuple):
     counted_padding: Pairs = ()
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
+@partial(custom_vjp, nondiff_argnums=(0,))
 def _average(g: Average, x: jax.Array) -> jax.Array:
     """The sum of every window over its divisor."""
     return _average_op(g, x)
@@ -59,10 +60,17 @@ def _average_bwd(g: Average, _: None, delta: jax.Array) -> tuple[jax.Array]:
     return (pools.upsample_evenly(share, g.window).astype(delta.dtype),)
 
 
-_average.defvjp(keeping_64_bits(_average_fwd), keeping_64_bits(_average_bwd))
+def _average_tangent(g: Average, _: None, x: jax.Array) -> jax.Array:
+    """Linear in x."""
+    return _average_op(g, x)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+_average.defvjp(
+    keeping_64_bits(_average_fwd), keeping_64_bits(_average_bwd), keeping_64_bits(_average_tangent), linear=True
+)
+
+
+@partial(custom_vjp, nondiff_argnums=(0, 1))
 def _norm(w: Window, p: float, x: jax.Array) -> jax.Array:
     """The p-norm of every window."""
     return _norm_op(w, p, x).astype(x.dtype)

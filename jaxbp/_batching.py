@@ -16,10 +16,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.experimental import jet
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from ._arguments import keeping_64_bits
+from ._forward_mode import custom_vjp
 
 Levels = tuple[tuple[bool, ...], ...]
 
@@ -32,12 +34,13 @@ def op_primitive(
     `forward(static, asked, *arrays)` gives the result and what is kept, `backward(static, asked, kept, delta)` a
     gradient for every array that is asked for; `asked` says which. The primitive's parameters: `static`, hashable;
     `batch`, the axes of the first array and of the result along which examples may join, or None; `levels`, for each
-    mapped axis which of the arrays have it.
+    mapped axis which of the arrays have it; `both_modes`, whether it was bound inside of `forward_mode`, where the
+    op has forward mode and, if it is linear, a transpose.
     """
     primitive = Primitive(name)
     op, forward, backward = (keeping_64_bits(function) for function in (op, forward, backward))
 
-    def with_rule(static: Any, asked: tuple[bool, ...], *arrays: jax.Array) -> jax.Array:
+    def with_rule(static: Any, asked: tuple[bool, ...], both_modes: bool, *arrays: jax.Array) -> jax.Array:
         """The op as a `custom_vjp` of the arrays that are differentiated; the others, constants, keep nothing."""
         where = [i for i, one in enumerate(asked) if one]
 
@@ -48,34 +51,58 @@ def op_primitive(
             of_all = backward(static, asked, kept, delta)
             return tuple(of_all[i] for i in where)
 
-        call = jax.custom_vjp(lambda *some: op(static, *all_of(some)))
+        call = custom_vjp(lambda *some: op(static, *all_of(some)))
         call.defvjp(lambda *some: forward(static, asked, *all_of(some)), gradients)
-        return call(*(arrays[i] for i in where))
+        return (call.inside if both_modes else call.outside)(*(arrays[i] for i in where))
 
-    def evaluate(*arrays: jax.Array, static: Any, batch: Any, levels: Levels) -> jax.Array:
+    def evaluate(*arrays: jax.Array, static: Any, batch: Any, levels: Levels, both_modes: bool = False) -> jax.Array:
         return mapped_over(functools.partial(op, static), levels)(*arrays)
 
     @functools.lru_cache(maxsize=4096)
     def compiled(**parameters: Any) -> Callable[..., jax.Array]:
         return jax.jit(functools.partial(evaluate, **parameters))
 
-    def derivative(primals: Sequence[Any], tangents: Sequence[Any], *, static: Any, batch: Any, levels: Levels) -> Any:
+    def derivative(
+        primals: Sequence[Any], tangents: Sequence[Any], *, static: Any, batch: Any, levels: Levels, both_modes=False
+    ) -> Any:
         asked = tuple(type(tangent) is not ad.Zero for tangent in tangents)
         where = [i for i, one in enumerate(asked) if one]
 
         def function(*some: jax.Array) -> jax.Array:
-            call = mapped_over(functools.partial(with_rule, static, asked), levels)
+            call = mapped_over(functools.partial(with_rule, static, asked, both_modes), levels)
             return call(*_replaced(primals, where, some))
 
         return jax.jvp(function, tuple(primals[i] for i in where), tuple(tangents[i] for i in where))
 
-    def batched(arrays: Sequence[Any], axes: Sequence[Any], *, static: Any, batch: Any, levels: Levels) -> Any:
+    def transposed(delta: Any, *arrays: Any, both_modes: bool = False, **parameters: Any) -> list[Any]:
+        """As the plain op is transposed, whose sums have transposes of their own."""
+        if not both_modes:
+            raise NotImplementedError(
+                f"{name}: jax.linear_transpose needs forward mode; trace it inside of `with jaxbp.forward_mode():`"
+            )
+        where = [i for i, a in enumerate(arrays) if ad.is_undefined_primal(a)]
+        gradients: list[Any] = [ad.Zero(a.aval) if i in where else None for i, a in enumerate(arrays)]
+        if type(delta) is ad.Zero:
+            return gradients
+
+        def function(*some: jax.Array) -> jax.Array:
+            return evaluate(*_replaced(arrays, where, some), **parameters)
+
+        return _replaced(gradients, where, jax.linear_transpose(function, *(arrays[i].aval for i in where))(delta))
+
+    def series(primals: Sequence[Any], series: Sequence[Any], **parameters: Any) -> Any:
+        """The Taylor coefficients of the plain op."""
+        return jet.jet(functools.partial(evaluate, **parameters), primals, series, factorial_scaled=False)
+
+    def batched(
+        arrays: Sequence[Any], axes: Sequence[Any], *, static: Any, batch: Any, levels: Levels, **mode: bool
+    ) -> Any:
         arrays = [a if axis is None else jnp.moveaxis(a, axis, 0) for a, axis in zip(arrays, axes, strict=True)]
         level = tuple(axis is not None for axis in axes)
         if batch is None or levels or any(level[1:]):
-            return primitive.bind(*arrays, static=static, batch=batch, levels=(level, *levels)), 0
+            return primitive.bind(*arrays, static=static, batch=batch, levels=(level, *levels), **mode), 0
         joined, examples = _join(arrays[0], batch[0])
-        z = primitive.bind(joined, *arrays[1:], static=static, batch=batch, levels=())
+        z = primitive.bind(joined, *arrays[1:], static=static, batch=batch, levels=(), **mode)
         return _part(z, batch[1], examples), 0
 
     primitive.def_impl(lambda *arrays, **parameters: compiled(**parameters)(*arrays))
@@ -83,6 +110,8 @@ def op_primitive(
         lambda *avals, **p: jax.make_jaxpr(functools.partial(evaluate, **p))(*avals).out_avals[0]
     )
     ad.primitive_jvps[primitive] = derivative
+    ad.primitive_transposes[primitive] = transposed
+    jet.jet_rules[primitive] = series
     batching.primitive_batchers[primitive] = batched
     mlir.register_lowering(primitive, mlir.lower_fun(evaluate, multiple_results=False))
     return primitive

@@ -58,6 +58,7 @@ from ._arguments import (
     whole_along,
 )
 from ._batching import op_primitive
+from ._forward_mode import mode
 from ._geometry import (
     CONV_WORDS,
     MOST_PIXELS,
@@ -427,7 +428,7 @@ def conv(
     shape = _output_shape(x.shape, kernel.shape, w)
 
     def call(x: jax.Array, *parameters: jax.Array) -> jax.Array:
-        z = conv_p.bind(_one_batch_axis(x, w.rank), *parameters, static=g, batch=(0, 0), levels=())
+        z = conv_p.bind(_one_batch_axis(x, w.rank), *parameters, static=g, batch=(0, 0), levels=(), **mode())
         return z if z.shape == shape else z.reshape(shape)
 
     x = _whole(x, w)

@@ -21,6 +21,7 @@ from . import _sums as sums
 from ._arguments import Asked, as_array, call_rule, keeping_64_bits, require_same_dtype, whole_along
 from ._batching import op_primitive
 from ._conv import conv_backward, conv_geometry
+from ._forward_mode import mode
 from ._geometry import (
     PADDING_WORDS,
     ConvGeometry,
@@ -183,7 +184,7 @@ def _general(
     # Examples that joined the batch would be torn apart by its groups.
     join = (dn.lhs_spec[0], dn.out_spec[0]) if batch_groups == 1 else None
     return call_rule(
-        partial(conv_in_layout_p.bind, static=static, batch=join, levels=()), lhs, rhs,
+        partial(conv_in_layout_p.bind, static=static, batch=join, levels=(), **mode()), lhs, rhs,
         output_shape=[shape[axis] for axis in range(lhs.ndim)],
         like=[sizes[axis] for axis in range(lhs.ndim)],
         out_sharding=_checked_sharding(op, out_sharding),

@@ -15,6 +15,7 @@ from jax import lax
 
 from ._arguments import Asked, as_array, call_rule, keeping_64_bits, require_same_dtype, sum_dtype
 from ._batching import op_primitive
+from ._forward_mode import mode
 
 
 def _dense(precision: Any, x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) -> jax.Array:
@@ -96,7 +97,7 @@ def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None, *, pre
 
     def call(x: jax.Array, *parameters: jax.Array) -> jax.Array:
         # Examples under a vmap join the first axis of the batch.
-        z = dense_p.bind(x if batch else x[None], *parameters, static=precision, batch=(0, 0), levels=())
+        z = dense_p.bind(x if batch else x[None], *parameters, static=precision, batch=(0, 0), levels=(), **mode())
         return z if batch else z[0]
 
     arrays = (x, kernel) if bias is None else (x, kernel, bias)

@@ -24,9 +24,10 @@ from ._arguments import (
     sum_dtype,
     wider,
 )
+from ._forward_mode import custom_vjp
 
 
-@jax.custom_vjp
+@custom_vjp
 def _cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
     """The loss of every example, for a target distribution."""
     return _cross_entropy_op(logits, targets)
@@ -58,7 +59,7 @@ def _cross_entropy_bwd(kept: tuple[jax.Array, jax.Array], delta: jax.Array) -> t
 _cross_entropy.defvjp(keeping_64_bits(_cross_entropy_fwd), keeping_64_bits(_cross_entropy_bwd))
 
 
-@jax.custom_vjp
+@custom_vjp
 def _label_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """The loss of every example, for the index of its class."""
     return _label_cross_entropy_op(logits, labels)

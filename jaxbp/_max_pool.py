@@ -21,13 +21,14 @@ import jax.numpy as jnp
 
 from . import _pool_maps as pools
 from ._arguments import as_array, call_map, call_rule, keeping_64_bits, refuse_complex
+from ._forward_mode import custom_vjp
 from ._geometry import Window, canonical_padding, dilated_size, per_axis
 from ._pool import call_pool, pool_window, require_pooled_shape, require_winners, window_sizes
 
 # --------------------------------------------------------------------------------------------- the rule
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
+@partial(custom_vjp, nondiff_argnums=(0,))
 def _max(w: Window, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The maximum of every window, and its winner."""
     return pools.max_and_winners(x, w)
@@ -48,7 +49,7 @@ def _max_bwd(w: Window, winners: jax.Array, cotangents: tuple[jax.Array, Any]) -
 _max.defvjp(keeping_64_bits(_max_fwd), keeping_64_bits(_max_bwd))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
+@partial(custom_vjp, nondiff_argnums=(0,))
 def _unpool(w: Window, values: jax.Array, winners: jax.Array) -> jax.Array:
     """Each value at the place that won its window."""
     return pools.unpool_winners(values, winners, w)
@@ -67,7 +68,14 @@ def _unpool_bwd(w: Window, winners: jax.Array, delta: jax.Array) -> tuple[jax.Ar
     return jnp.where(wrote, pools.take_winners(delta, winners, w), 0), None
 
 
-_unpool.defvjp(keeping_64_bits(_unpool_fwd), keeping_64_bits(_unpool_bwd))
+def _unpool_tangent(w: Window, winners: jax.Array, values: jax.Array) -> jax.Array:
+    """Linear in the values."""
+    return pools.unpool_winners(values, winners, w)
+
+
+_unpool.defvjp(
+    keeping_64_bits(_unpool_fwd), keeping_64_bits(_unpool_bwd), keeping_64_bits(_unpool_tangent), linear=True
+)
 
 
 # ------------------------------------------------------------------------------------- the gradient maps

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.experimental import jet
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jax.sharding import NamedSharding, PartitionSpec
@@ -192,6 +193,17 @@ def _part(split: Split, a: jax.Array, b: jax.Array, *, of: Sum, platform: str) -
     return _evaluate(a, b, of=of._replace(geometry=g), platform=platform)
 
 
+def _series(primals: Sequence[Any], series: Sequence[Any], *, of: Sum) -> tuple[jax.Array, list[jax.Array]]:
+    """The Taylor coefficients of a product: each is a sum of products."""
+    a, b = ([primal, *terms] for primal, terms in zip(primals[:2], series, strict=False))
+
+    def coefficient(n: int) -> jax.Array:
+        terms = [conv_sum_p.bind(a[i], b[n - i], of=of) for i in range(n + 1)]
+        return functools.reduce(jnp.add, terms)
+
+    return coefficient(0), [coefficient(n) for n in range(1, len(a))]
+
+
 def _counts(levels: Levels) -> tuple[int, int]:
     """How many mapped axes each operand has."""
     return sum(level[0] for level in levels), sum(level[1] for level in levels)
@@ -211,6 +223,7 @@ conv_sum_p.def_abstract_eval(_abstract)
 ad.primitive_jvps[conv_sum_p] = _derivative
 ad.primitive_transposes[conv_sum_p] = _transpose
 batching.primitive_batchers[conv_sum_p] = _batched
+jet.jet_rules[conv_sum_p] = _series
 mlir.register_lowering(conv_sum_p, mlir.lower_fun(_evaluate, multiple_results=False))
 for platform in PLATFORMS:
     whole, part = (functools.partial(f, platform=platform) for f in (_evaluate, _part))

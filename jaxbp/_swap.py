@@ -180,7 +180,7 @@ def swap_lax(*libraries: types.ModuleType | str) -> "contextlib._GeneratorContex
     - JAX's own modules (`jnp.convolve`, `jax.scipy.signal`, `lax.conv_general_dilated_local`), and
       `reduce_window` of integers, with another reduction, or with a base dilation: they stay with `jax.lax`;
     - forward mode (`jax.jvp`, `jax.jacfwd`, `jax.linearize`): JAX refuses it for hand-written rules, so take it
-      outside the block;
+      outside the block, or open `jaxbp.forward_mode()`, too;
     - coroutines that the same thread runs while the block waits: they are inside it, too.
 
     Args:

@@ -1,7 +1,7 @@
 """The same forward ops on plain lax, differentiated by JAX: the twin that the hand-written rules are compared with.
 
 Every function has the signature and the meaning of its namesake in `jaxbp`, and no rule of its own. So these have
-forward mode (`jax.jvp`, `jax.jacfwd`, `jax.linearize`), which `jax.custom_vjp` refuses; and they have JAX's own
+forward mode (`jax.jvp`, `jax.jacfwd`, `jax.linearize`) outside of `jaxbp.forward_mode`, too; and they have JAX's own
 answers at ties and NaN, and its refusals: no gradient of max pooling with a window dilation or negative padding.
 """
 

@@ -16,7 +16,7 @@ import test_layers
 from test_conv_lax import EXTRA, LAYOUT_CASES, TRANSPOSED, as_keywords, in_lax_words
 from test_programs import USED_TWICE
 from test_sharding import LAYERS, WAYS
-from test_transformations import REFUSED, TRANSFORMATIONS
+from test_transformations import INSIDE_A_BLOCK, TRANSFORMATIONS
 
 import jaxbp
 from cases import ADAPTIVE, CONVS, OPS, POOL_ARGUMENTS, POOLS
@@ -26,7 +26,8 @@ POOLINGS = (
     "max_pool", "min_pool", "avg_pool", "sum_pool", "lp_pool", "max_pool_with_winners", "max_unpool",
     "adaptive_avg_pool", "adaptive_max_pool",
 )  # fmt: skip
-YES, NO_SUCH_ARGUMENT = "✓", ""
+YES, YES_INSIDE_A_BLOCK, NO_SUCH_ARGUMENT = "✓", "✓ ¹", ""
+FOOTNOTE = "¹ inside of `with jaxbp.forward_mode():`; outside, `jax.custom_vjp` refuses it."
 
 # A column, and the names that the argument has in the ops' signatures.
 ARGUMENTS = {
@@ -117,7 +118,7 @@ def transformation_table() -> list[list[str]]:
     }
     rows = [["", *(f"`{t}`" if " " not in t else t for t in TRANSFORMATIONS), *meshes]]
     for op in OPS:
-        row = [f"`{op}`", *("refused" if t in REFUSED else YES for t in TRANSFORMATIONS)]
+        row = [f"`{op}`", *(YES_INSIDE_A_BLOCK if t in INSIDE_A_BLOCK else YES for t in TRANSFORMATIONS)]
         for mesh, names in meshes.items():
             assert any(name.split(",")[0] == op for name in names), f"{op}: {mesh} has no test"
             row.append(YES)
@@ -133,9 +134,8 @@ def as_markdown(rows: list[list[str]]) -> str:
 
 def support_table() -> str:
     """The three tables: arguments of convolutions, arguments of pools, and transformations of everything."""
-    return "\n\n".join(
-        as_markdown(t) for t in (argument_table(CONVOLUTIONS), argument_table(POOLINGS), transformation_table())
-    )
+    tables = argument_table(CONVOLUTIONS), argument_table(POOLINGS), transformation_table()
+    return "\n\n".join([*map(as_markdown, tables), FOOTNOTE])
 
 
 if __name__ == "__main__":

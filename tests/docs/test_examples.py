@@ -123,6 +123,31 @@ def test_by_hand_finds_a_mistake(run_here, monkeypatch: pytest.MonkeyPatch, name
     assert "SOME DIFFER by more than 16 eps" in out
 
 
+def test_gauss_newton_learns_and_agrees(tmp_path: Path) -> None:
+    result = run_python(tmp_path, str(EXAMPLES / "gauss_newton.py"), "--steps", "6")
+    assert result.returncode == 0, result.stdout + result.stderr
+    rows = re.findall(r"^ +(\d+) +([\d.]+) +[\d.]+ +([\d.]+) %$", result.stdout, re.MULTILINE)
+    assert [int(step) for step, _, _ in rows] == [1, 2, 3, 4, 5, 6]
+    assert float(rows[-1][1]) < float(rows[0][1]) / 2 and float(rows[-1][2]) >= 75
+    assert "every product agrees to 256 eps" in result.stdout
+    assert len(re.findall(r"^\w+\.\w+ .* eps$", result.stdout, re.MULTILINE)) == 6
+
+
+@pytest.mark.parametrize("name", ["dense", "max_pool"])
+def test_gauss_newton_finds_a_mistake(run_here, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    right = getattr(jaxbp, name)
+    monkeypatch.setattr(jaxbp, name, lambda *a, **k: 1.001 * right(*a, **k))
+    status, out, _ = run_here("gauss_newton", "--steps", "1")
+    assert status == 1
+    assert "SOME DIFFER by more than 256 eps" in out
+
+
+def test_gauss_newton_refuses_no_steps(run_here) -> None:
+    status, out, err = run_here("gauss_newton", "--steps", "0")
+    assert status == 2 and out == ""
+    assert "--steps must be 1 or more, but got 0" in err
+
+
 def test_train_digits_learns_and_compares_both_rules(tmp_path: Path) -> None:
     result = run_python(tmp_path, str(EXAMPLES / "train_digits.py"), "--epochs", "6", "--seed", "1")
     assert result.returncode == 0, result.stderr

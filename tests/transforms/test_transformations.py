@@ -227,14 +227,19 @@ def check_symbolic_batch(op):
         chex.assert_trees_all_close(exported.call(*arrays), twin_gradient(op)(*arrays), rtol=2e-5, atol=2e-5)
 
 
-def check_no_forward_mode(op):
-    """custom_vjp refuses forward mode alone, and says so; the twin has it."""
+def check_forward_mode(op):
+    """Inside of a block as the twin; outside custom_vjp refuses it, and says so."""
     arrays = op.arrays()
     primals = tuple(arrays[i] for i in op.differentiable)
     with pytest.raises(TypeError, match="forward-mode"):
         jax.jvp(of_differentiable(op, lambda *a: op.call(jaxbp, *a)), primals, primals)
-    twin = of_differentiable(op, lambda *a: op.call(jaxbp.automatic, *a))
-    jax.eval_shape(lambda *primals: jax.jvp(twin, primals, primals), *primals)
+
+    def transform(op, ops):
+        inner = of_differentiable(op, lambda *a: op.call(ops, *a))
+        return lambda *a: jax.jvp(inner, tuple(a[i] for i in op.differentiable), directions(op))
+
+    with jaxbp.forward_mode(True):
+        same(op, transform)
 
 
 TRANSFORMATIONS = {
@@ -252,9 +257,9 @@ TRANSFORMATIONS = {
     "donation": check_donation,
     "export": check_export,
     "symbolic batch": check_symbolic_batch,
-    "forward mode": check_no_forward_mode,
+    "forward mode": check_forward_mode,
 }
-REFUSED = ("forward mode",)
+INSIDE_A_BLOCK = ("forward mode",)
 
 
 @pytest.mark.parametrize("transformation", TRANSFORMATIONS)
