@@ -30,4 +30,8 @@ from ._max_pool import max_pool_with_winners as max_pool_with_winners
 from ._max_pool import max_unpool as max_unpool
 from ._max_pool import min_pool as min_pool
 from ._pool import upsample as upsample
+from ._rules import conv_general_dilated_with as conv_general_dilated_with
+from ._rules import conv_with as conv_with
+from ._rules import dense_with as dense_with
+from ._rules import relu_with as relu_with
 from ._swap import swap_lax as swap_lax
