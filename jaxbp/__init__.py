@@ -11,6 +11,7 @@ from ._avg_pool import avg_pool as avg_pool
 from ._avg_pool import avg_pool_grad as avg_pool_grad
 from ._avg_pool import lp_pool as lp_pool
 from ._avg_pool import sum_pool as sum_pool
+from ._clipped import clipped_grad as clipped_grad
 from ._compare import check_vjp as check_vjp
 from ._compare import compare as compare
 from ._conv import conv as conv
@@ -29,6 +30,8 @@ from ._max_pool import max_pool_grad as max_pool_grad
 from ._max_pool import max_pool_with_winners as max_pool_with_winners
 from ._max_pool import max_unpool as max_unpool
 from ._max_pool import min_pool as min_pool
+from ._per_example import conv_kernel_grad_per_example as conv_kernel_grad_per_example
+from ._per_example import conv_kernel_grad_sqnorms as conv_kernel_grad_sqnorms
 from ._pool import upsample as upsample
 from ._rules import conv_general_dilated_with as conv_general_dilated_with
 from ._rules import conv_with as conv_with

@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from importlib import metadata
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import jax
 
 from .._interrupt import INTERRUPTED, end, on_ctrl_c, undisturbed
 from .._output import picture_file, require_picture, require_writable, write_whole
-from ._algorithms import Choice, measure_choices, summary, to_record
+from . import _algorithms, _per_example
 from ._cases import measure_case, measure_model, warm_up
 from ._measure import cores, machine_limits
 from ._models import MODELS
@@ -26,7 +27,7 @@ from ._plan import plan_text
 from ._programs import WHOLE
 from ._random import random_cases
 from ._result import Result, to_dict
-from ._suite import CASES, Case
+from ._suite import CASES
 from ._table import Table, means
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -76,6 +77,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--algorithms", action="store_true", help="time every algorithm that applies to each sum, and the chosen one"
     )
+    parser.add_argument(
+        "--per-example", action="store_true", help="norms and clipped sums of per-example gradients, of whole models"
+    )
     parser.add_argument("--plan", action="store_true", help="only say which algorithm each sum takes, and why")
     parser.add_argument("--json", metavar="FILE", help="write everything measured there")
     parser.add_argument("--plot", metavar="FILE", help="draw the ratios as bars there (needs matplotlib)")
@@ -109,7 +113,9 @@ def _run(args: argparse.Namespace, chosen: list) -> int:
     record: dict[str, Any] = {"machine": machine}
     warm_up()
     if args.algorithms:
-        return _time_algorithms(args, record, chosen)
+        return _time_in_lines(args, record, chosen, _algorithms.measure_choices, _algorithms)
+    if args.per_example:
+        return _time_in_lines(args, record, chosen, _per_example.measure, _per_example)
     names = [item.name for item in chosen]
     if args.models:
         table = Table(names, torch=args.torch, layers=False, errors=False)
@@ -149,35 +155,37 @@ def _run(args: argparse.Namespace, chosen: list) -> int:
     return status or (2 if not (saved and drawn) else int(broken))
 
 
-def _time_algorithms(args: argparse.Namespace, record: dict[str, Any], cases: list[Case]) -> int:
-    """Time all algorithms of every sum, and say what the chosen ones lose."""
-    choices: list[Choice] = []
-    done: list[Case] = []
+def _time_in_lines(
+    args: argparse.Namespace, record: dict[str, Any], items: list, measure: Callable[..., list], of: ModuleType
+) -> int:
+    """Measure one item after the other, print its lines, and last what they come to, by `of.summary`."""
+    found: list[Any] = []
+    done: list[Any] = []
 
     def save() -> bool:
-        if not choices:
+        if not found:
             return True
-        found = to_record(choices)
-        return _save(args, record | {"chosen_over_best": found["chosen_over_best"]}, found["cases"])
+        written = of.to_record(found)
+        return _save(args, record | written, written["cases"])
 
     def stop() -> None:
         save()
-        end(_stopped(len(done), cases), summary(choices))
+        end(_stopped(len(done), items), of.summary(found))
 
-    def show(case: Case) -> None:
-        for choice in measure_choices(case, args.dtype, args.seconds):
-            choices.append(choice)
+    def show(item: Any) -> None:
+        for line in measure(item, args.dtype, args.seconds):
+            found.append(line)
             _clear_progress()
-            print(choice, flush=True)
-        done.append(case)
+            print(line, flush=True)
+        done.append(item)
 
     try:
         with on_ctrl_c(stop):
-            status = _each(cases, show)
+            status = _each(items, show)
     finally:
         with undisturbed:
             saved = save()
-    print(f"\n{summary(choices)}", flush=True)
+    print(f"\n{of.summary(found)}", flush=True)
     return status or (0 if saved else 2)
 
 
@@ -250,15 +258,16 @@ def _clear_progress() -> None:
 
 def _chosen(args: argparse.Namespace) -> list:
     """The cases or models that the filter finds."""
-    items = MODELS if args.models else CASES if args.random is None else random_cases(args.random, args.seed or 0)
+    models = _per_example.MODELS if args.per_example else MODELS if args.models else None
+    items = models or (CASES if args.random is None else random_cases(args.random, args.seed or 0))
     try:
         pattern = re.compile(args.filter, re.IGNORECASE)
     except re.error as error:
         raise ValueError(f"--filter {args.filter!r} is not a regular expression: {error}") from None
     found = [item for item in items if pattern.search(f"{item.family}: {item.name}")]
     if not found:
-        known = dict.fromkeys(item.name if args.models else item.family for item in items)
-        kind = "models" if args.models else "cases; families are"
+        known = dict.fromkeys(item.name if models else item.family for item in items)
+        kind = "models" if models else "cases; families are"
         raise ValueError(f"--filter {args.filter!r} finds none of {len(items)} {kind} {', '.join(known)}")
     return [item.enlarged(args.batch) for item in found]
 
@@ -279,6 +288,18 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError("--random draws single layers; leave out --models")
     if args.algorithms and (args.models or args.torch or args.errors or args.parts or args.plot is not None):
         raise ValueError("--algorithms times single sums: leave out --models, --torch, --errors, --parts and --plot")
+    if (
+        args.per_example
+        and (
+            *(args.models, args.torch, args.errors, args.parts, args.algorithms, args.plan),
+            *(args.plot is not None, args.random is not None),
+        )
+        != (False,) * 8
+    ):
+        raise ValueError(
+            "--per-example times models of its own: leave out --models, --torch, --errors, --parts, --algorithms, "
+            "--plan, --plot and --random"
+        )
     if args.algorithms and args.plan:
         raise ValueError("--algorithms measures what --plan only names: leave out one of them")
     if args.plan and args.models:
