@@ -7,11 +7,11 @@ patch of the input that output t reads. So its squared norm is a sum over pairs 
 
 the product of two Gram matrices of T x T. Of D elements in a patch and p features, for each group, they take
 T^2 (D + p) products and the gradient takes T D p. So the Gram matrices are the shorter way where T (D + p) < D p: few
-positions, many channels, as in the deep layers of a network. Elsewhere the gradient is summed and its squares are added.
+positions, many channels, as in a network's deep layers. Elsewhere the gradient is summed and its squares are added.
 
 An op learns norms by an argument: `norms` takes part in nothing forward, and its cotangent is, by definition, the
-squared norm. Layers that share one array add up their norms, as cotangents do. So one backward pass gives the norms of a
-model.
+squared norm. Layers that share one array add up their norms, as cotangents do. So one backward pass gives the norms of
+a model.
 
 Source: Goodfellow, "Efficient per-example gradient computations" (2015); Rochette, Manoel, Tramel, "Efficient
 per-example gradient computations in convolutional neural networks" (2019).
