@@ -8,7 +8,7 @@ parameters by more than the noise hides. `jaxbp.clipped_grad` gives the clipped 
 is compared with `vmap(grad)` of plain lax: the same numbers, the memory and the time.
 
 With the package dp-accounting (`pip install dp-accounting`) the privacy that was spent is printed as epsilon. Without
-it, the noise multiplier, the share of the digits in a sample and the number of steps say the same to another accountant.
+it, noise multiplier, the share of the digits in a sample and the number of steps say the same to another accountant.
 
 Source: Abadi et al., "Deep learning with differential privacy" (2016).
 """
@@ -70,9 +70,7 @@ def draw_sample(rng: np.random.Generator, data: digits_cnn.Data) -> tuple[np.nda
     """Each digit with the same probability, filled up to a fixed size: images, labels, and which were taken."""
     rows = np.flatnonzero(rng.random(len(data.train_images)) < SAMPLE / len(data.train_images))
     if len(rows) > LARGEST:
-        raise ValueError(
-            f"a sample of {len(rows)} digits is larger than {LARGEST}; that should not happen in 1e12 steps"
-        )
+        raise ValueError(f"a sample of {len(rows)} digits is larger than {LARGEST}, nine deviations above the mean")
     filled = np.pad(rows, (0, LARGEST - len(rows)))
     return data.train_images[filled], data.train_labels[filled], (np.arange(LARGEST) < len(rows)).astype(np.float32)
 

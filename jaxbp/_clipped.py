@@ -132,7 +132,7 @@ def clipped_grad(
 
 def _in_microbatches(of: Settings, params: Any, batch: tuple) -> Any:
     """Some examples at a time, the sums added up."""
-    examples, some = len(jax.tree.leaves(batch)[0]), of.microbatch
+    examples, some = jax.tree.leaves(batch)[0].shape[0], of.microbatch
     if some is None or examples <= some:
         return _clipped(of, params, batch)
     whole = examples - examples % some
@@ -165,7 +165,7 @@ def _clipped(of: Settings, params: Any, batch: tuple) -> Any:
     def everyone(counted: dict, norms: jax.Array) -> Any:
         return jax.vmap(one, (None, None, 0, *(0 for _ in batch)))(counted, others, norms, *batch)
 
-    examples = len(jax.tree.leaves(batch)[0])
+    examples = jax.tree.leaves(batch)[0].shape[0]
     dtype = norm_dtype(*(leaf.dtype for leaf in leaves))
     (zeros,) = vary_alike(jnp.zeros(examples, dtype), *leaves)[:1]
     losses, pull, aux = jax.vjp(everyone, counted, zeros, has_aux=True)
@@ -230,10 +230,11 @@ def _jaxpr(of: Settings, params: Any, example: tuple) -> tuple[ClosedJaxpr, Any]
     """The jaxpr of the loss, (loss, aux), and the tree of its results."""
 
     def pair(params: Any, *example: Any) -> tuple[Any, Any]:
-        returned = of.loss(params, *example)
+        returned: Any = of.loss(params, *example)
         if of.has_aux and not (isinstance(returned, tuple) and len(returned) == 2):
             raise TypeError(f"clipped_grad: with has_aux=True the loss must return a pair, but returned {returned!r}")
-        value, aux = returned if of.has_aux else (returned, None)
+        value: Any = returned[0] if of.has_aux else returned
+        aux: Any = returned[1] if of.has_aux else None
         if jnp.shape(value) != () or not jnp.issubdtype(jnp.result_type(value), jnp.floating):
             raise TypeError(
                 f"clipped_grad: the loss of one example must be a scalar of a floating-point dtype, but it has shape "
@@ -333,9 +334,9 @@ def _counted_layer(eqn: JaxprEqn, operands: list, norm: jax.Array, mine: list[bo
     counts = dict(zip(("kernel", "bias"), (*mine[1:], False), strict=False))
     given = [a for a, counted in zip(parameters, mine[1:], strict=True) if counted]
     if layout is None:
-        return count_norms(g, z, x, norm[None], *given, **counts)
+        return count_norms(g, x.shape[0], z, x, norm[None], *given, **counts)
     z, x, given = layout.output(z), layout.input(x), map(layout.kernel, given)
-    return layout.undo_output(count_norms(g, z, x, norm[None], *given, **counts))
+    return layout.undo_output(count_norms(g, x.shape[0], z, x, norm[None], *given, **counts))
 
 
 def _layer(eqn: JaxprEqn) -> tuple[ConvGeometry, Layout | None] | None:

@@ -29,6 +29,7 @@ import numpy as np
 from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
+from jax.sharding import NamedSharding, PartitionSpec
 
 from . import _sums as sums
 from ._algorithms._windows import MAX_TAPS, tap_views
@@ -132,8 +133,11 @@ def _compiled(**parameters: Any) -> Any:
 
 
 def _abstract(x: Any, delta: Any, *, geometry: ConvGeometry, exact: bool) -> Any:
-    """One number for each example."""
-    return jax.make_jaxpr(partial(_evaluate, geometry=geometry, exact=exact))(x, delta).out_avals[0]
+    """One number for each example; it varies over the mesh axes over which the operands do."""
+    like = max(x, delta, key=lambda a: len(a.manual_axis_type.varying))
+    sharding = NamedSharding(like.sharding.mesh, PartitionSpec(None))
+    dtype = jnp.dtype(norm_dtype(x.dtype, delta.dtype))
+    return like.update(shape=x.shape[:1], dtype=dtype, weak_type=False, sharding=sharding)
 
 
 def _derivative(primals: Sequence[Any], tangents: Sequence[Any], **parameters: Any) -> Any:
@@ -180,7 +184,7 @@ def _pass(of: Counted, z: jax.Array, x: jax.Array, norms: jax.Array, *parameters
 
 def _pass_fwd(of: Counted, asked: Asked, z: jax.Array, x: jax.Array, norms: jax.Array, *parameters: Any) -> tuple:
     """Keep x, which the layer keeps as well."""
-    return z, (x, norms[:0])
+    return z, (x, norms)
 
 
 def _pass_bwd(of: Counted, asked: Asked, kept: tuple, delta: jax.Array) -> tuple:
@@ -188,7 +192,7 @@ def _pass_bwd(of: Counted, asked: Asked, kept: tuple, delta: jax.Array) -> tuple
 
     Those leave out what is not finite: an example whose weight in the sum is zero adds zero whatever it overflows in.
     """
-    x, like = kept
+    x, norms = kept
     asks_z, _, asks_norms, *asks_parameters = asked
     gradients = []
     names = [name for name, counted in (("kernel", of.kernel), ("bias", of.bias)) if counted]
@@ -200,13 +204,12 @@ def _pass_bwd(of: Counted, asked: Asked, kept: tuple, delta: jax.Array) -> tuple
         else:
             wide = _finite(delta).astype(sum_dtype(delta.dtype))
             gradients.append(jnp.sum(wide, axis=range(delta.ndim - 1)).astype(delta.dtype))
-    norms = _sqnorms(of, x, delta).astype(like.dtype) if asks_norms else None
-    return delta if asks_z else None, None, norms, *gradients
+    squares = _sqnorms(of, x, delta, norms.shape[0]).astype(norms.dtype) if asks_norms else None
+    return delta if asks_z else None, None, squares, *gradients
 
 
-def _sqnorms(of: Counted, x: jax.Array, delta: jax.Array) -> jax.Array:
+def _sqnorms(of: Counted, x: jax.Array, delta: jax.Array, examples: int) -> jax.Array:
     """Each example's squared norm of the layer's counted gradients."""
-    examples = delta.shape[0] // of.rows
     x, delta = (a.reshape(examples, of.rows, *a.shape[1:]) for a in (x, delta))
     dtype = norm_dtype(x.dtype, delta.dtype)
     total = jnp.zeros(examples, dtype)
@@ -227,11 +230,10 @@ norms_p = op_primitive("norms", _pass, _pass_fwd, _pass_bwd)
 
 
 def count_norms(
-    g: ConvGeometry, z: jax.Array, x: jax.Array, norms: jax.Array, *parameters: jax.Array, kernel: bool, bias: bool
-) -> jax.Array:
-    """z of (N, *output, O), which counts norms of (M,) where M divides N; with the parameters, also their gradients."""
-    # Without examples no number of rows is wrong.
-    rows = x.shape[0] // norms.shape[0] if is_static(x.shape[:1]) and norms.shape[0] else 1
+    g: ConvGeometry, rows: int, z: jax.Array, x: jax.Array, norms: jax.Array, *parameters: jax.Array, kernel: bool,
+    bias: bool,
+) -> jax.Array:  # fmt: skip
+    """z of (M rows, *output, O), which counts norms of (M,); with the parameters, also their gradients."""
     of = Counted(g._replace(preferred_element_type=None), rows, kernel, bias)
     return norms_p.bind(z, x, norms, *parameters, static=of, batch=(0, 0, 0, 0), levels=())
 
@@ -249,8 +251,9 @@ def with_norms(op: str, g: ConvGeometry, z: jax.Array, x: jax.Array, norms: Any,
         )
 
     def call(z: jax.Array, x: jax.Array, norms: jax.Array) -> jax.Array:
-        one_axis = (a.reshape(math.prod(batch), *a.shape[len(batch) :]) for a in (z, x))
-        return count_norms(g, *one_axis, norms.reshape(-1), kernel=True, bias=bias).reshape(z.shape)
+        z_rows, x_rows = (a.reshape(math.prod(batch), *a.shape[len(batch) :]) for a in (z, x))
+        flat, rows = norms.reshape(math.prod(norms.shape)), math.prod(batch[norms.ndim :])
+        return count_norms(g, rows, z_rows, x_rows, flat, kernel=True, bias=bias).reshape(z.shape)
 
     like = [(z, axis) for axis in range(z.ndim)]
     return call_rule(call, z, x, norms, output_shape=z.shape, like=like)

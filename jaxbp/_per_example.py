@@ -119,8 +119,8 @@ def conv_kernel_grad_sqnorms(
     )  # fmt: skip
 
     def of_all(x: jax.Array, delta: jax.Array) -> jax.Array:
-        examples = (a.reshape(math.prod(batch), 1, *a.shape[len(batch) :]) for a in (x, delta))
-        return kernel_sqnorms(*examples, g, bool(exact)).reshape(batch)
+        x, delta = (a.reshape(math.prod(batch), 1, *a.shape[len(batch) :]) for a in (x, delta))
+        return kernel_sqnorms(x, delta, g, bool(exact)).reshape(batch)
 
     return call_map(of_all, x, delta, output_shape=batch, like=[(x, axis) for axis in range(len(batch))])
 

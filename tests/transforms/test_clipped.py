@@ -188,8 +188,12 @@ def test_explain_says_why():
 def test_no_gradient_of_each_example_is_held():
     loss, _, params = case("plain")
     params |= parameters(k2=(3, 3, 4, 4))
-    program = jax.jit(jaxbp.clipped_grad(loss, l2_clip_norm=CLIP)).lower(params, X[:, :2, :2], Y).as_text()
-    assert re.search(r"tensor<6x3x3x4x4xf32>", program) is None
+    for run, held in (
+        (jaxbp.clipped_grad(loss, l2_clip_norm=CLIP), False),
+        (jax.vmap(jax.grad(loss), (None, 0, 0)), True),
+    ):
+        program = jax.jit(run).lower(params, X[:, :2, :2], Y).compile().as_text()
+        assert bool(re.search(r"f32\[6,3,3,4,4\]", program)) is held
 
 
 def test_the_norm_pass_computes_no_parameter_gradient():
