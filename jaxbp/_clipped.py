@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal, Var
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from ._arguments import as_array, keeping_64_bits, vary_alike
 from ._conv import conv_p
@@ -167,7 +168,7 @@ def _clipped(of: Settings, params: Any, batch: tuple) -> Any:
 
     examples = jax.tree.leaves(batch)[0].shape[0]
     dtype = norm_dtype(*(leaf.dtype for leaf in leaves))
-    (zeros,) = vary_alike(jnp.zeros(examples, dtype), *leaves)[:1]
+    (zeros,) = vary_alike(_zeros_beside(jax.tree.leaves(batch)[0], examples, dtype), *leaves)[:1]
     losses, pull, aux = jax.vjp(everyone, counted, zeros, has_aux=True)
     gradients: dict = {}
     if others:
@@ -185,9 +186,17 @@ def _clipped(of: Settings, params: Any, batch: tuple) -> Any:
     weights = jnp.where(finite, jnp.minimum(1, limit / jnp.maximum(norms, jnp.finfo(dtype).tiny)), 0).astype(dtype)
     total, _ = pull(weights.astype(losses.dtype))
     for i, gradient in gradients.items():
-        each = jnp.where(jnp.expand_dims(finite, range(1, gradient.ndim)), gradient.astype(dtype), 0)
-        total[i] = jnp.tensordot(weights, each, 1, precision=lax.Precision.HIGHEST).astype(gradient.dtype)
+        of_all, weight = (jnp.expand_dims(a, range(1, gradient.ndim)) for a in (finite, weights))
+        total[i] = jnp.sum(jnp.where(of_all, weight * gradient.astype(dtype), 0), axis=0).astype(gradient.dtype)
     return (jax.tree.unflatten(tree, [total[i] for i in range(len(leaves))]), norms), aux
+
+
+def _zeros_beside(a: jax.Array, examples: int, dtype: Any) -> jax.Array:
+    """A zero for each example; on a mesh whose axes are Explicit, sharded as the examples are."""
+    sharding = jax.typeof(a).sharding
+    if AxisType.Explicit not in sharding.mesh.axis_types:
+        return jnp.zeros(examples, dtype)
+    return lax.full((examples,), 0, dtype, sharding=NamedSharding(sharding.mesh, PartitionSpec(sharding.spec[0])))
 
 
 def _checked_arrays(params: Any, batch: tuple) -> tuple[Any, tuple]:

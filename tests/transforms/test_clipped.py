@@ -360,3 +360,25 @@ def test_error(name):
     call, exception, message = ERRORS[name]
     with pytest.raises(exception, match=re.escape(message)):
         call()
+
+
+def test_on_an_explicit_mesh():
+    """Layers stand inside of a mesh's own operations there, so that all parameters are differentiated per example."""
+    loss, reference, params = case("plain")
+    x, y = jnp.concatenate([X, X[:2]]), jnp.concatenate([Y, Y[:2]])
+    mesh = jax.make_mesh((4,), ("i",), axis_types=(jax.sharding.AxisType.Explicit,))
+    clipped = jaxbp.clipped_grad(loss, l2_clip_norm=CLIP)
+    with jax.set_mesh(mesh):
+        data = [jax.device_put(a, jax.NamedSharding(mesh, P("i"))) for a in (x, y)]
+        assert {e.how for e in clipped.explain(params, *data)} == {"vmap"}
+        ours = jax.jit(clipped)(params, *data)
+    assert_close(ours, expected(reference, params, x, y))
+
+
+def test_a_symbolic_batch():
+    loss, reference, params = case("normalisation")
+    (n,) = jax.export.symbolic_shape("n")
+    specs = (jax.ShapeDtypeStruct((n, *X.shape[1:]), X.dtype), jax.ShapeDtypeStruct((n,), Y.dtype))
+    clipped = jaxbp.clipped_grad(loss, l2_clip_norm=CLIP)
+    exported = jax.export.export(jax.jit(functools.partial(clipped, params)))(*specs)
+    assert_close(tuple(exported.call(X, Y)), expected(reference, params, X, Y))
