@@ -303,6 +303,7 @@ def test_backward_rules_learn_and_share_out(tmp_path: Path) -> None:
     assert (tmp_path / "backward_rules.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.exhaustive
 def test_private_digits_learn_and_agree_with_vmap(tmp_path: Path) -> None:
     result = run_python(tmp_path, str(EXAMPLES / "private_digits.py"), "--epochs", "3", "--out", "norms.png")
     assert result.returncode == 0, result.stdout + result.stderr

@@ -55,7 +55,10 @@ def test_gradients_and_norms_over_the_table(name):
         np.testing.assert_array_equal(norms, squares(each))
 
 
-@pytest.mark.parametrize("name", DEEP)
+@pytest.mark.parametrize(
+    "name",
+    [n if n in ("3x3", "groups", "input dilation") else pytest.param(n, marks=pytest.mark.exhaustive) for n in DEEP],
+)
 def test_gram_matrices(name):
     x_shape, kernel_shape, arguments = DEEP[name]
     x, _, delta = arrays(x_shape, kernel_shape, arguments)
@@ -133,7 +136,7 @@ def test_transformations_of_norms():
 
 
 @pytest.mark.parametrize("name", SOME)
-@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("with_bias", [pytest.param(False, marks=pytest.mark.exhaustive), True])
 def test_norms_of_conv(name, with_bias):
     case = BATCHED[name]
     x, kernel, delta = arrays(case.x, case.kernel, case.arguments, integers)
@@ -211,7 +214,7 @@ def test_norms_of_a_model_under_transformations():
         np.testing.assert_allclose(norms, right, rtol=1e-5, err_msg=name)
 
 
-@pytest.mark.parametrize("check_vma", [True, False])
+@pytest.mark.parametrize("check_vma", [True, pytest.param(False, marks=pytest.mark.exhaustive)])
 def test_norms_under_shard_map(check_vma):
     x, parameters = model_data()
     gradient = jax.grad(lambda n, p, x: jnp.sum(jnp.sin(model(x, p, n))))

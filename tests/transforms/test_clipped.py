@@ -162,7 +162,11 @@ def assert_close(ours, right):
     np.testing.assert_allclose(ours[1], right[1], rtol=0, atol=1e-5 * np.max(right[1]))
 
 
-@pytest.mark.parametrize("name", LOSSES)
+DAILY = ("plain", "groups", "tied", "loops", "weight decay", "normalisation", "other layers")
+SOME = [name if name in DAILY else pytest.param(name, marks=pytest.mark.exhaustive) for name in LOSSES]
+
+
+@pytest.mark.parametrize("name", SOME)
 def test_equals_vmap_of_grad(name):
     loss, reference, params = case(name)
     clipped = jaxbp.clipped_grad(loss, l2_clip_norm=CLIP)
@@ -204,11 +208,12 @@ def test_the_norm_pass_computes_no_parameter_gradient():
     assert costs[0] < 0.8 * costs[1]
 
 
+@pytest.mark.exhaustive
 def test_eagerly_and_in_microbatches():
     loss, reference, params = case("normalisation")
     right = expected(reference, params, X, Y)
     assert_close(jaxbp.clipped_grad(loss, l2_clip_norm=CLIP)(params, X, Y), right)
-    for some in (1, 4, 6, 100):
+    for some in (4, 6):
         ours = jax.jit(jaxbp.clipped_grad(loss, l2_clip_norm=CLIP, microbatch=some))(params, X, Y)
         assert_close(ours, right)
 
@@ -225,8 +230,15 @@ def test_aux(microbatch):
     np.testing.assert_array_equal(aux["largest"], X.max((1, 2, 3)))
 
 
-@pytest.mark.parametrize("name", ["plain", "normalisation", "weight decay"])
-@pytest.mark.parametrize("value", [np.inf, np.nan])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("plain", np.inf),
+        ("normalisation", np.nan),
+        pytest.param("plain", np.nan, marks=pytest.mark.exhaustive),
+        pytest.param("weight decay", np.inf, marks=pytest.mark.exhaustive),
+    ],
+)
 def test_an_example_that_is_not_finite_adds_nothing(name, value):
     loss, reference, params = case(name)
     x = X.at[2, 1, 1, 0].set(value)
@@ -252,7 +264,7 @@ def test_every_clipped_gradient_has_the_norm():
         np.testing.assert_allclose(length, 1e-3, rtol=1e-5)
 
 
-@pytest.mark.parametrize("check_vma", [True, False])
+@pytest.mark.parametrize("check_vma", [True, pytest.param(False, marks=pytest.mark.exhaustive)])
 @pytest.mark.parametrize("name", ["plain", "normalisation"])
 def test_under_shard_map_the_sum_is_the_devices_own(name, check_vma):
     loss, reference, params = case(name)
