@@ -13,6 +13,7 @@ from ._avg_pool import avg_pool as avg_pool
 from ._avg_pool import avg_pool_grad as avg_pool_grad
 from ._avg_pool import lp_pool as lp_pool
 from ._avg_pool import sum_pool as sum_pool
+from ._clipped import clipped_grad as clipped_grad
 from ._compare import check_vjp as check_vjp
 from ._compare import compare as compare
 from ._conv import conv as conv
@@ -35,7 +36,13 @@ from ._max_pool import min_pool as min_pool
 from ._measured_plans import plans as plans
 from ._measured_plans import tune as tune
 from ._measured_plans import use_plans as use_plans
+from ._per_example import conv_kernel_grad_per_example as conv_kernel_grad_per_example
+from ._per_example import conv_kernel_grad_sqnorms as conv_kernel_grad_sqnorms
 from ._pool import upsample as upsample
+from ._rules import conv_general_dilated_with as conv_general_dilated_with
+from ._rules import conv_with as conv_with
+from ._rules import dense_with as dense_with
+from ._rules import relu_with as relu_with
 from ._swap import swap_lax as swap_lax
 
 __all__ = [

@@ -100,7 +100,7 @@ def call_rule(
     of that cast is the sum. Where shardings are part of the types (`AxisType.Explicit`) the compiler partitions the
     inside, and each axis of the output is sharded as the input's axis that `like` names for it, if it divides.
     """
-    return _call_on_mesh(rule, _put_on, _vary_alike(*arrays), output_shape, like, out_sharding)
+    return _call_on_mesh(rule, _put_on, vary_alike(*arrays), output_shape, like, out_sharding)
 
 
 def call_map(
@@ -110,7 +110,7 @@ def call_map(
     like: Sequence[tuple[jax.Array, int] | None],
 ) -> Any:
     """Call a function that JAX itself differentiates, in both modes; sharded like a rule."""
-    return _call_on_mesh(function, _replicated, _vary_alike(*arrays), output_shape, like, None)
+    return _call_on_mesh(function, _replicated, vary_alike(*arrays), output_shape, like, None)
 
 
 def whole_along(array: jax.Array, axes: Sequence[int], channels: int) -> jax.Array:
@@ -157,7 +157,7 @@ def _common_dtype(a: Any, b: Any) -> Any:
         return reduce(wider, inexact or [a, b], smallest)
 
 
-def _vary_alike(*arrays: jax.Array | None) -> tuple[Any, ...]:
+def vary_alike(*arrays: jax.Array | None) -> tuple[Any, ...]:
     """Cast all arrays to the union of the mesh axes over which any of them varies inside `shard_map`."""
     varying = [frozenset() if a is None else jax.typeof(a).manual_axis_type.varying for a in arrays]
     union = frozenset().union(*varying)

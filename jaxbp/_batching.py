@@ -33,9 +33,9 @@ def op_primitive(
 
     `forward(static, asked, *arrays)` gives the result and what is kept, `backward(static, asked, kept, delta)` a
     gradient for every array that is asked for; `asked` says which. The primitive's parameters: `static`, hashable;
-    `batch`, the axes of the first array and of the result along which examples may join, or None; `levels`, for each
-    mapped axis which of the arrays have it; `both_modes`, whether it was bound inside of `forward_mode`, where the
-    op has forward mode and, if it is linear, a transpose.
+    `batch`, the axes of the first arrays (of one or more) and of the result along which examples may join, or None;
+    `levels`, for each mapped axis which of the arrays have it; `both_modes`, whether it was bound inside of
+    `forward_mode`, where the op has forward mode and, if it is linear, a transpose.
     """
     primitive = Primitive(name)
     op, forward, backward = (keeping_64_bits(function) for function in (op, forward, backward))
@@ -99,11 +99,15 @@ def op_primitive(
     ) -> Any:
         arrays = [a if axis is None else jnp.moveaxis(a, axis, 0) for a, axis in zip(arrays, axes, strict=True)]
         level = tuple(axis is not None for axis in axes)
-        if batch is None or levels or any(level[1:]):
+        rows = 0 if batch is None else len(batch) - 1
+        if batch is None or levels or any(level[rows:]):
             return primitive.bind(*arrays, static=static, batch=batch, levels=(level, *levels), **mode), 0
-        joined, examples = _join(arrays[0], batch[0])
-        z = primitive.bind(joined, *arrays[1:], static=static, batch=batch, levels=(), **mode)
-        return _part(z, batch[1], examples), 0
+        count = next(a.shape[0] for a, mapped in zip(arrays, level, strict=True) if mapped)
+        rowed = [a if m else jnp.broadcast_to(a, (count, *a.shape)) for a, m in zip(arrays[:rows], level, strict=False)]
+        joined = [_join(a, axis) for a, axis in zip(rowed, batch, strict=False)]
+        z = primitive.bind(*(a for a, _ in joined), *arrays[rows:], static=static, batch=batch, levels=(), **mode)
+        _, examples = joined[0]
+        return _part(z, batch[-1], examples), 0
 
     primitive.def_impl(lambda *arrays, **parameters: compiled(**parameters)(*arrays))
     primitive.def_abstract_eval(

@@ -36,7 +36,7 @@ knows a faster one.
 import math
 import operator
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -70,6 +70,7 @@ from ._geometry import (
     full_padding,
     per_axis,
 )
+from ._norms import with_norms
 
 # -------------------------------------------------------------------------------- the three sums by definition
 
@@ -137,7 +138,7 @@ def conv_backward(g: ConvGeometry, asked: Asked, kept: tuple, delta: jax.Array) 
     asks_x, asks_kernel, *asks_bias = asked
     dkernel = sums.kernel_grad(x, delta, g) if asks_kernel else None
     dx = sums.input_grad(delta, kernel, g, first=dkernel) if asks_x else None
-    dbias = _sum_to_channels(delta) if any(asks_bias) else None
+    dbias = sum_to_channels(delta) if any(asks_bias) else None
     return dx, dkernel, dbias
 
 
@@ -158,6 +159,7 @@ def conv_input_grad(
     kernel_dilation: int | Sequence[int] = 1,
     feature_group_count: int = 1,
     precision: Any = None,
+    preferred_element_type: Any = None,
 ) -> jax.Array:
     """The gradient of a convolution's input: delta in full convolution with the kernel rotated by 180 degrees.
 
@@ -168,9 +170,10 @@ def conv_input_grad(
       kernel: (*window, C / groups, O), of delta's dtype.
       input_shape: shape of the convolution's input, (*batch, *spatial, C).
       strides, padding, input_dilation, kernel_dilation, feature_group_count, precision: as given to `conv`.
+      preferred_element_type: dtype to accumulate in and to return; None: delta's.
 
     Returns:
-      An array of shape `input_shape` and delta's dtype.
+      An array of shape `input_shape` and of delta's dtype or `preferred_element_type`.
 
     Raises:
       TypeError, ValueError: where `conv` would, and where delta is not of the shape `conv` returns.
@@ -194,13 +197,14 @@ def conv_input_grad(
         op, shape, kernel.shape, strides, padding, input_dilation, kernel_dilation, feature_group_count,
         names=("input_shape", *CONV_WORDS[1:]),
     )  # fmt: skip
-    _require_shape(op, "delta", delta, _output_shape(shape, kernel.shape, w))
-    g = conv_geometry(w, feature_group_count, precision, delta.dtype)
+    require_shape(op, "delta", delta, output_shape(shape, kernel.shape, w))
+    g = conv_geometry(w, feature_group_count, precision, delta.dtype, preferred_element_type)
+    dtype, g = g.preferred_element_type or delta.dtype, g._replace(preferred_element_type=None)
 
     def input_grad(delta: jax.Array, kernel: jax.Array) -> jax.Array:
-        return sums.input_grad(_one_batch_axis(delta, w.rank), kernel, g).reshape(shape)
+        return sums.input_grad(one_batch_axis(delta, w.rank), kernel, g).reshape(shape)
 
-    delta = _whole(delta, w)
+    delta, kernel = whole(delta, w).astype(dtype), kernel.astype(dtype)
     like = [*((delta, axis) for axis in range(delta.ndim - 1)), (kernel, -2)]
     return call_map(input_grad, delta, kernel, output_shape=shape, like=like)
 
@@ -217,6 +221,7 @@ def conv_kernel_grad(
     kernel_dilation: int | Sequence[int] = 1,
     feature_group_count: int = 1,
     precision: Any = None,
+    preferred_element_type: Any = None,
 ) -> jax.Array:
     """The gradient of a convolution's kernel: the valid correlation of its input with delta.
 
@@ -227,9 +232,11 @@ def conv_kernel_grad(
       delta: cotangent of the convolution's output, (*batch, *output, O), of x's dtype.
       kernel_shape: shape of the kernel, (*window, C / groups, O).
       strides, padding, input_dilation, kernel_dilation, feature_group_count, precision: as given to `conv`.
+      preferred_element_type: dtype to accumulate in and to return; None: x's.
 
     Returns:
-      An array of shape `kernel_shape` and x's dtype; bfloat16 and float16 accumulate in float32 inside.
+      An array of shape `kernel_shape` and of x's dtype or `preferred_element_type`; bfloat16 and float16 accumulate
+      in float32 inside.
 
     Raises:
       TypeError, ValueError: where `conv` would, and where delta is not of the shape `conv` returns.
@@ -252,13 +259,14 @@ def conv_kernel_grad(
         op, x.shape, shape, strides, padding, input_dilation, kernel_dilation, feature_group_count,
         names=("x", "kernel_shape", *CONV_WORDS[2:]),
     )  # fmt: skip
-    _require_shape(op, "delta", delta, _output_shape(x.shape, shape, w))
-    g = conv_geometry(w, feature_group_count, precision, x.dtype)
+    require_shape(op, "delta", delta, output_shape(x.shape, shape, w))
+    g = conv_geometry(w, feature_group_count, precision, x.dtype, preferred_element_type)
+    dtype, g = g.preferred_element_type or x.dtype, g._replace(preferred_element_type=None)
 
     def kernel_grad(x: jax.Array, delta: jax.Array) -> jax.Array:
-        return sums.kernel_grad(_one_batch_axis(x, w.rank), _one_batch_axis(delta, w.rank), g)
+        return sums.kernel_grad(one_batch_axis(x, w.rank), one_batch_axis(delta, w.rank), g)
 
-    x, delta = _whole(x, w), _whole(delta, w)
+    x, delta = whole(x, w).astype(dtype), whole(delta, w).astype(dtype)
     like = [*(None,) * w.rank, (x, -1), (delta, -1)]
     return call_map(kernel_grad, x, delta, output_shape=shape, like=like)
 
@@ -289,7 +297,7 @@ def conv_bias_grad(delta: jax.Array) -> jax.Array:
     delta = as_array("conv_bias_grad", "delta", delta)
     if delta.ndim == 0:
         raise ValueError("conv_bias_grad: delta has shape (), but it needs at least one axis: (*batch, *output, O)")
-    return _sum_to_channels(delta)
+    return sum_to_channels(delta)
 
 
 @keeping_64_bits
@@ -381,6 +389,7 @@ def conv(
     feature_group_count: int = 1,
     precision: Any = None,
     preferred_element_type: Any = None,
+    norms: jax.Array | None = None,
 ) -> jax.Array:
     """Convolution (cross-correlation, as everywhere in deep learning) with a hand-written backward rule.
 
@@ -397,14 +406,17 @@ def conv(
       feature_group_count: number of groups that channels are split into; C of them: depthwise.
       precision: as in `jax.lax.conv_general_dilated`.
       preferred_element_type: dtype to accumulate in and to return; None: x's.
+      norms: None, or zeros in float32 whose shape is how x's batch axes begin, such as (N,). Takes part in nothing
+        forward; its cotangent is, for each example, the squared norm of its gradient of kernel and bias. Batch axes
+        behind those are positions: an example's gradients are summed over them first.
 
     Returns:
       (*batch, *output, O), of x's dtype or `preferred_element_type`.
 
     Raises:
-      TypeError: an argument is not an array, or dtypes differ.
-      ValueError: ranks, channels, groups or bias do not fit, a stride or dilation is below 1, the padding is not
-        understood, or a window is larger than its padded input.
+      TypeError: an argument is not an array, or dtypes differ; norms is not float32 (or float64).
+      ValueError: ranks, channels, groups, bias or norms do not fit, a stride or dilation is below 1, the padding is
+        not understood, or a window is larger than its padded input.
 
     Example:
       >>> import jax.numpy as jnp, jaxbp
@@ -415,29 +427,49 @@ def conv(
 
     Source: Dumoulin and Visin, "A guide to convolution arithmetic for deep learning" (2016), section 2.
     """
-    x, kernel = as_array("conv", "x", x), as_array("conv", "kernel", kernel)
-    require_same_dtype("conv", x=x, kernel=kernel)
-    w = conv_window(
-        "conv", x.shape, kernel.shape, strides, padding, input_dilation, kernel_dilation, feature_group_count
-    )
-    if bias is not None:
-        bias = as_array("conv", "bias", bias)
-        require_same_dtype("conv", x=x, bias=bias)
-        _require_shape("conv", "bias", bias, kernel.shape[-1:])
-    g = conv_geometry(w, feature_group_count, precision, x.dtype, preferred_element_type)
-    shape = _output_shape(x.shape, kernel.shape, w)
+    x, kernel, bias, call = prepared(
+        "conv", x, kernel, bias, strides, padding, input_dilation, kernel_dilation, feature_group_count, precision,
+        preferred_element_type,
+    )  # fmt: skip
+    g, shape = call.geometry, call.output_shape
 
-    def call(x: jax.Array, *parameters: jax.Array) -> jax.Array:
-        z = conv_p.bind(_one_batch_axis(x, w.rank), *parameters, static=g, batch=(0, 0), levels=(), **mode())
+    def rule(x: jax.Array, *parameters: jax.Array) -> jax.Array:
+        z = conv_p.bind(one_batch_axis(x, g.window.rank), *parameters, static=g, batch=(0, 0), levels=(), **mode())
         return z if z.shape == shape else z.reshape(shape)
 
-    x = _whole(x, w)
-    arrays = (x, kernel) if bias is None else (x, kernel, bias.astype(g.preferred_element_type or x.dtype))
+    arrays = (x, kernel) if bias is None else (x, kernel, bias)
+    z = call_rule(rule, *arrays, output_shape=shape, like=call.like)
+    return z if norms is None else with_norms("conv", g, z, x, norms, bias=bias is not None)
+
+
+# ------------------------------------------------------------------------------ arguments, shared with other files
+
+
+class Call(NamedTuple):
+    """What a convolution's arguments come to: its geometry, and the output's shape and sharding."""
+
+    geometry: ConvGeometry
+    output_shape: tuple[int, ...]
+    like: Sequence[tuple[jax.Array, int] | None]
+
+
+def prepared(
+    op: str, x: Any, kernel: Any, bias: Any, strides: Any, padding: Any, input_dilation: Any, kernel_dilation: Any,
+    feature_group_count: Any, precision: Any, preferred_element_type: Any,
+) -> tuple[jax.Array, jax.Array, jax.Array | None, Call]:  # fmt: skip
+    """The arguments of `conv`, checked once."""
+    x, kernel = as_array(op, "x", x), as_array(op, "kernel", kernel)
+    require_same_dtype(op, x=x, kernel=kernel)
+    w = conv_window(op, x.shape, kernel.shape, strides, padding, input_dilation, kernel_dilation, feature_group_count)
+    if bias is not None:
+        bias = as_array(op, "bias", bias)
+        require_same_dtype(op, x=x, bias=bias)
+        require_shape(op, "bias", bias, kernel.shape[-1:])
+    g = conv_geometry(w, feature_group_count, precision, x.dtype, preferred_element_type)
+    bias = None if bias is None else bias.astype(g.preferred_element_type or x.dtype)
+    x = whole(x, w)
     like = [*((x, axis) for axis in range(x.ndim - 1)), (kernel, -1)]
-    return call_rule(call, *arrays, output_shape=shape, like=like)
-
-
-# ------------------------------------------------------------------------------- shapes, shared with _conv_lax
+    return x, kernel, bias, Call(g, output_shape(x.shape, kernel.shape, w), like)
 
 
 def conv_geometry(
@@ -459,29 +491,29 @@ def conv_geometry(
     return ConvGeometry(w, operator.index(groups), precision, wide)
 
 
-def _whole(x: jax.Array, w: Window) -> jax.Array:
+def whole(x: jax.Array, w: Window) -> jax.Array:
     """x gathered along its spatial axes where a convolution needs it."""
     return whole_along(x, range(x.ndim - w.rank - 1, x.ndim - 1), x.ndim - 1)
 
 
-def _one_batch_axis(x: jax.Array, rank: int) -> jax.Array:
+def one_batch_axis(x: jax.Array, rank: int) -> jax.Array:
     """Any number of batch axes as one."""
     batch = x.shape[: x.ndim - rank - 1]
     return x if len(batch) == 1 else x.reshape(math.prod(batch), *x.shape[len(batch) :])
 
 
-def _output_shape(x_shape: Sequence[int], kernel_shape: Sequence[int], w: Window) -> tuple[int, ...]:
+def output_shape(x_shape: Sequence[int], kernel_shape: Sequence[int], w: Window) -> tuple[int, ...]:
     """The shape of a convolution's output, with the input's own batch axes."""
     return (*x_shape[: len(x_shape) - w.rank - 1], *w.output_shape, kernel_shape[-1])
 
 
-def _require_shape(op: str, argument: str, array: jax.Array, shape: tuple[int, ...]) -> None:
+def require_shape(op: str, argument: str, array: jax.Array, shape: tuple[int, ...]) -> None:
     """Refuse an array whose shape does not follow from the other arguments."""
     if array.shape != shape:
         raise ValueError(f"{op}: {argument} has shape {array.shape}, but the other arguments call for {shape}")
 
 
-def _sum_to_channels(delta: jax.Array) -> jax.Array:
+def sum_to_channels(delta: jax.Array) -> jax.Array:
     """The sum over all axes but the last, accumulated in float32 at least."""
     wide = sum_dtype(delta.dtype)
     return jnp.sum(delta.astype(wide), axis=tuple(range(delta.ndim - 1))).astype(delta.dtype)

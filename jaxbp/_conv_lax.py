@@ -31,6 +31,7 @@ from ._geometry import (
     per_axis,
     transposed_padding,
 )
+from ._norms import with_norms
 
 
 @keeping_64_bits
@@ -47,6 +48,8 @@ def conv_general_dilated(
     precision: Any = None,
     preferred_element_type: Any = None,
     out_sharding: Any = None,
+    *,
+    norms: jax.Array | None = None,
 ) -> jax.Array:
     """`jax.lax.conv_general_dilated` with a hand-written backward rule: same arguments, same values.
 
@@ -62,6 +65,8 @@ def conv_general_dilated(
       dimension_numbers: as in lax: None, a `ConvDimensionNumbers`, or three strings such as ("NHWC", "HWIO", "NHWC").
       feature_group_count, batch_group_count: number of groups; only one of them may exceed 1.
       precision, preferred_element_type, out_sharding: as in lax.
+      norms: as in `conv`: zeros in float32 of shape (N,) whose cotangent is each example's squared norm of the kernel's
+        gradient; None: none.
 
     Returns:
       The output of n + 2 axes in the layout of `dimension_numbers`; of size 0 where the window does not fit.
@@ -69,7 +74,8 @@ def conv_general_dilated(
     Raises:
       TypeError: an argument is not an array, dtypes differ, or strides or dilations are no sequences.
       ValueError: shapes, groups, padding, strides or dilations do not fit; an integer where lax has a (low, high)
-        pair; a padding word together with an `lhs_dilation` (the message says which pairs to write).
+        pair; a padding word together with an `lhs_dilation` (the message says which pairs to write); norms of another
+        shape, or with groups of the batch.
 
     Example:
       >>> import jax.numpy as jnp, jaxbp
@@ -82,7 +88,7 @@ def conv_general_dilated(
     """
     return _general(
         "conv_general_dilated", lhs, rhs, window_strides, padding, lhs_dilation, rhs_dilation, dimension_numbers,
-        feature_group_count, batch_group_count, precision, preferred_element_type, out_sharding,
+        feature_group_count, batch_group_count, precision, preferred_element_type, out_sharding, norms,
     )  # fmt: skip
 
 
@@ -153,9 +159,43 @@ def conv_transpose(
 def _general(
     op: str, lhs: jax.Array, rhs: jax.Array, window_strides: Any, padding: Any, lhs_dilation: Any, rhs_dilation: Any,
     dimension_numbers: Any, feature_group_count: int, batch_group_count: int, precision: Any,
-    preferred_element_type: Any, out_sharding: Any,
+    preferred_element_type: Any, out_sharding: Any, norms: jax.Array | None = None,
 ) -> jax.Array:  # fmt: skip
     """Bring the arguments to `conv`'s layout, call its rule, and bring the result back."""
+    lhs, rhs, call = prepared(
+        op, lhs, rhs, window_strides, padding, lhs_dilation, rhs_dilation, dimension_numbers, feature_group_count,
+        batch_group_count, precision, preferred_element_type,
+    )  # fmt: skip
+    # Examples that joined the batch would be torn apart by its groups.
+    dn, batch_groups = call.layout
+    join = (dn.lhs_spec[0], dn.out_spec[0]) if batch_groups == 1 else None
+    z = call_rule(
+        partial(conv_in_layout_p.bind, static=(call.geometry, call.layout), batch=join, levels=(), **mode()), lhs, rhs,
+        output_shape=call.output_shape, like=call.like, out_sharding=checked_sharding(op, out_sharding),
+    )  # fmt: skip
+    if norms is None:
+        return z
+    if batch_groups != 1:
+        raise ValueError(f"{op}: norms= needs examples of their own, but batch_group_count={batch_groups} mixes them")
+    x, z = call.layout.input(lhs), call.layout.output(z)
+    return call.layout.undo_output(with_norms(op, call.geometry, z, x, norms, bias=False))
+
+
+class Call(NamedTuple):
+    """What the arguments of lax's signature come to: geometry, layout, and the output's shape and sharding."""
+
+    geometry: ConvGeometry
+    layout: "Layout"
+    output_shape: Sequence[int]
+    like: Sequence[tuple[jax.Array, int] | None]
+
+
+def prepared(
+    op: str, lhs: Any, rhs: Any, window_strides: Any, padding: Any, lhs_dilation: Any, rhs_dilation: Any,
+    dimension_numbers: Any, feature_group_count: int, batch_group_count: int, precision: Any,
+    preferred_element_type: Any,
+) -> tuple[jax.Array, jax.Array, Call]:  # fmt: skip
+    """The arguments, checked once."""
     lhs, rhs = _arrays(op, lhs, rhs)
     dn = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
     batch, features = lhs.shape[dn.lhs_spec[0]], rhs.shape[dn.rhs_spec[0]]
@@ -180,15 +220,9 @@ def _general(
     sizes = {dn.out_spec[0]: (lhs, dn.lhs_spec[0]), dn.out_spec[1]: (rhs, dn.rhs_spec[0])}
     sizes |= {out: (lhs, axis) for out, axis in zip(dn.out_spec[2:], dn.lhs_spec[2:], strict=True)}
     shape = dict(zip(dn.out_spec, (batch // batch_groups, features, *w.output_shape), strict=True))
-    static = conv_geometry(w, groups, precision, lhs.dtype, preferred_element_type), layout
-    # Examples that joined the batch would be torn apart by its groups.
-    join = (dn.lhs_spec[0], dn.out_spec[0]) if batch_groups == 1 else None
-    return call_rule(
-        partial(conv_in_layout_p.bind, static=static, batch=join, levels=(), **mode()), lhs, rhs,
-        output_shape=[shape[axis] for axis in range(lhs.ndim)],
-        like=[sizes[axis] for axis in range(lhs.ndim)],
-        out_sharding=_checked_sharding(op, out_sharding),
-    )  # fmt: skip
+    g = conv_geometry(w, groups, precision, lhs.dtype, preferred_element_type)
+    axes = range(lhs.ndim)
+    return lhs, rhs, Call(g, layout, [shape[axis] for axis in axes], [sizes[axis] for axis in axes])
 
 
 class Layout(NamedTuple):
@@ -229,11 +263,15 @@ class Layout(NamedTuple):
         """lax's output, or its cotangent, as (N, *output, O)."""
         return _channels_last(z, self.numbers.out_spec)
 
+    def undo_output(self, z: jax.Array) -> jax.Array:
+        """Undo `output`."""
+        return _as_in_lax(z, self.numbers.out_spec)
+
 
 def _conv_in_layout(static: tuple[ConvGeometry, Layout], lhs: jax.Array, rhs: jax.Array) -> jax.Array:
     """z = a * W, each in its layout."""
     g, layout = static
-    return _as_in_lax(sums.forward(layout.input(lhs), layout.kernel(rhs), g), layout.numbers.out_spec)
+    return layout.undo_output(sums.forward(layout.input(lhs), layout.kernel(rhs), g))
 
 
 def _conv_in_layout_fwd(static: tuple[ConvGeometry, Layout], asked: Asked, lhs: Any, rhs: Any) -> tuple:
@@ -304,7 +342,7 @@ def _word_or_pairs(op: str, padding: Any, rank: int) -> Any:
         ) from None
 
 
-def _checked_sharding(op: str, sharding: Any) -> Any:
+def checked_sharding(op: str, sharding: Any) -> Any:
     """An output sharding, or None."""
     if not isinstance(sharding, NamedSharding | PartitionSpec | type(None)):
         raise TypeError(

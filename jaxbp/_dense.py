@@ -16,6 +16,7 @@ from jax import lax
 from ._arguments import Asked, as_array, call_rule, keeping_64_bits, require_same_dtype, sum_dtype
 from ._batching import op_primitive
 from ._forward_mode import mode
+from ._norms import dense_geometry, with_norms
 
 
 def _dense(precision: Any, x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) -> jax.Array:
@@ -50,7 +51,14 @@ dense_p = op_primitive("dense", _dense, _dense_fwd, _dense_bwd)
 
 
 @keeping_64_bits
-def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None, *, precision: Any = None) -> jax.Array:
+def dense(
+    x: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array | None = None,
+    *,
+    precision: Any = None,
+    norms: jax.Array | None = None,
+) -> jax.Array:
     """A dense (fully connected) layer with a hand-written backward rule.
 
     `z[o] = sum_i a[i] W[i, o] + b[o]`
@@ -60,13 +68,14 @@ def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None, *, pre
       kernel: (I, O), of x's dtype.
       bias: (O,), of x's dtype, or None.
       precision: as in `jax.lax.dot_general`.
+      norms: as in `conv`: zeros in float32 whose cotangent is each example's squared gradient norm; None: none.
 
     Returns:
       (*batch, O), of x's dtype; gradients in bfloat16 and float16 accumulate in float32 inside.
 
     Raises:
-      TypeError: an argument is not an array, or dtypes differ.
-      ValueError: the kernel is not a matrix, or x or bias does not fit it.
+      TypeError: an argument is not an array, or dtypes differ; norms is not float32 (or float64).
+      ValueError: the kernel is not a matrix, or x, bias or norms does not fit.
 
     Example:
       >>> import jax.numpy as jnp, jaxbp
@@ -102,4 +111,5 @@ def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None, *, pre
 
     arrays = (x, kernel) if bias is None else (x, kernel, bias)
     like = [*((x, axis) for axis in range(len(batch))), (kernel, 1)]
-    return call_rule(call, *arrays, output_shape=shape, like=like)
+    z = call_rule(call, *arrays, output_shape=shape, like=like)
+    return z if norms is None else with_norms("dense", dense_geometry(precision), z, x, norms, bias=bias is not None)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from datetime import date
 from functools import partial
 from importlib import metadata
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -21,8 +22,7 @@ from .._interrupt import INTERRUPTED, end, on_ctrl_c, undisturbed
 from .._measured_plans import plans
 from .._output import picture_file, require_picture, require_writable, write_whole
 from .._plan._machine import cores, processor
-from . import _devices, _populations
-from ._algorithms import measure_choices, summary, to_record
+from . import _algorithms, _devices, _per_example, _populations
 from ._cases import measure_case, measure_model, warm_up
 from ._measure import machine_limits
 from ._models import MODELS
@@ -87,6 +87,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--populations", action="store_true", help="training steps of many small networks at once, and by lax.map"
     )
     parser.add_argument("--plans", metavar="FILE", help="take the measured plans of this file (see tune)")
+    parser.add_argument(
+        "--per-example", action="store_true", help="norms and clipped sums of per-example gradients, of whole models"
+    )
     parser.add_argument("--plan", action="store_true", help="only say which algorithm each sum takes, and why")
     parser.add_argument(
         "--devices", type=int, metavar="N", help="compile for N devices, and say what each is sent in a step"
@@ -127,15 +130,15 @@ def _run(args: argparse.Namespace, chosen: list) -> int:
     record: dict[str, Any] = {"machine": machine, "date": date.today().isoformat(), "command": args.command_line}
     warm_up()
     if args.algorithms:
-        return _time_lines(args, record, chosen, measure_choices, summary, to_record)
+        return _time_lines(args, record, chosen, _algorithms.measure_choices, _algorithms)
     if args.devices is not None:
         print(_devices.HEADING, flush=True)
         measure = partial(_devices.measure_item, count=args.devices)
-        record |= {"devices": args.devices}
-        return _time_lines(args, record, chosen, measure, _devices.summary, _devices.to_record)
+        return _time_lines(args, record | {"devices": args.devices}, chosen, measure, _devices)
     if args.loops or args.populations:
-        of = _populations
-        return _time_lines(args, record, chosen, of.measure_setup, of.summary, of.to_record)
+        return _time_lines(args, record, chosen, _populations.measure_setup, _populations)
+    if args.per_example:
+        return _time_lines(args, record, chosen, _per_example.measure, _per_example)
     names = [item.name for item in chosen]
     if args.models:
         table = Table(names, torch=args.torch, layers=False, errors=False)
@@ -176,26 +179,21 @@ def _run(args: argparse.Namespace, chosen: list) -> int:
 
 
 def _time_lines(
-    args: argparse.Namespace,
-    record: dict[str, Any],
-    items: list,
-    measure: Callable[[Any, str, float], list],
-    summarize: Callable[[list], str],
-    to_record: Callable[[list], tuple[dict[str, Any], list[dict[str, Any]]]],
+    args: argparse.Namespace, record: dict[str, Any], items: list, measure: Callable[..., list], of: ModuleType
 ) -> int:
-    """Measure each item, print what `measure` finds of it, and a summary at the end."""
+    """Measure one item after the other, print its lines, and last what they come to, by `of.summary`."""
     found: list[Any] = []
     done: list[Any] = []
 
     def save() -> bool:
         if not found:
             return True
-        means, cases = to_record(found)
+        means, cases = of.to_record(found)
         return _save(args, record | means, cases)
 
     def stop() -> None:
         save()
-        end(_stopped(len(done), items), summarize(found))
+        end(_stopped(len(done), items), of.summary(found))
 
     def show(item: Any) -> None:
         for line in measure(item, args.dtype, args.seconds):
@@ -210,7 +208,7 @@ def _time_lines(
     finally:
         with undisturbed:
             saved = save()
-    print(f"\n{summarize(found)}", flush=True)
+    print(f"\n{of.summary(found)}", flush=True)
     return status or (0 if saved else 2)
 
 
@@ -283,19 +281,19 @@ def _clear_progress() -> None:
 
 def _chosen(args: argparse.Namespace) -> list:
     """The cases or models that the filter finds."""
-    if args.loops or args.populations:
-        items: Any = (*_populations.LOOPS * args.loops, *_populations.POPULATIONS * args.populations)
-    else:
-        items = MODELS if args.models else CASES if args.random is None else random_cases(args.random, args.seed or 0)
+    items: Any = _per_example.MODELS if args.per_example else MODELS if args.models else ()
+    items = (*items, *_populations.LOOPS * args.loops, *_populations.POPULATIONS * args.populations)
+    whole = bool(items)
+    if not whole:
+        items = CASES if args.random is None else random_cases(args.random, args.seed or 0)
     try:
         pattern = re.compile(args.filter, re.IGNORECASE)
     except re.error as error:
         raise ValueError(f"--filter {args.filter!r} is not a regular expression: {error}") from None
     found = [item for item in items if pattern.search(f"{item.family}: {item.name}")]
     if not found:
-        whole = args.models or args.loops or args.populations
         known = dict.fromkeys(item.name if whole else item.family for item in items)
-        kind = "models" if args.models else "programs" if whole else "cases; families are"
+        kind = "models" if args.models or args.per_example else "programs" if whole else "cases; families are"
         raise ValueError(f"--filter {args.filter!r} finds none of {len(items)} {kind} {', '.join(known)}")
     return [item.enlarged(args.batch) for item in found]
 
@@ -318,10 +316,12 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError("--algorithms times single sums: leave out --models, --torch, --errors, --parts and --plot")
     others = args.models or args.random is not None or args.algorithms or args.plan
     details = args.torch or args.errors or args.parts or args.plot is not None
-    if (args.loops or args.populations) and (others or details):
+    loops = args.loops or args.populations
+    others = others or details or args.devices is not None
+    if (loops and (others or args.per_example)) or (args.per_example and others):
         raise ValueError(
-            "--loops and --populations time programs of their own: leave out --models, --random, --algorithms, --plan, "
-            "--torch, --errors, --parts and --plot"
+            "--loops, --populations and --per-example time programs of their own: leave out --models, --random, "
+            "--devices, --algorithms, --plan, --torch, --errors, --parts and --plot"
         )
     if args.algorithms and args.plan:
         raise ValueError("--algorithms measures what --plan only names: leave out one of them")

@@ -23,6 +23,7 @@ from jaxbp._bench import (
     _devices,
     _measure,
     _models,
+    _per_example,
     _plan,
     _populations,
     _programs,
@@ -494,7 +495,7 @@ def test_interrupted_algorithms_keep_what_is_measured(quick, capsys, monkeypatch
         except StopIteration:
             raise KeyboardInterrupt from None
 
-    monkeypatch.setattr(_bench, "measure_choices", measure)
+    monkeypatch.setattr(_algorithms, "measure_choices", measure)
     file = tmp_path / "choices.json"
     assert bench("--algorithms", "--filter", "lenet", "--json", str(file)) == 130
     out, err = capsys.readouterr()
@@ -553,8 +554,14 @@ def test_interrupted_before_the_first_case(quick, capsys, monkeypatch):
         (["--devices", "8", "--plan"], "--devices reads compiled steps: leave out"),
         (["--algorithms", "--models"], "--algorithms times single sums: leave out --models"),
         (["--algorithms", "--plan"], "--algorithms measures what --plan only names: leave out one of them"),
-        (["--loops", "--models"], "--loops and --populations time programs of their own: leave out --models"),
-        (["--populations", "--torch"], "--loops and --populations time programs of their own: leave out --models"),
+        (
+            ["--loops", "--models"],
+            "--loops, --populations and --per-example time programs of their own: leave out --models",
+        ),
+        (
+            ["--populations", "--torch"],
+            "--loops, --populations and --per-example time programs of their own: leave out --models",
+        ),
         (["--populations", "--filter", "vgg"], "--filter 'vgg' finds none of 18 programs lenet 28x28 batch 32, vmap"),
         (["--plans", "no/such.json", "--plan"], "no/such.json: there is no such file of plans"),
         (["--plan", "--json", "plan.json"], "--plan measures nothing that --json or --plot could write"),
@@ -623,3 +630,34 @@ def test_training_steps_on_the_command_line(quick, capsys, monkeypatch):
     out = capsys.readouterr().out
     assert "\nlenet 28x28 batch 64 " in out and "% of" not in out
     assert math.isfinite(float(out.splitlines()[4].split()[-5]))
+
+
+def test_per_example_programs_are_timed_and_agree(quick, capsys, monkeypatch, tmp_path):
+    model = _per_example.Model("small batch 4", _per_example.block(3), (4, 5, 5, 3), "per example")
+    parameters = _models.initial_parameters(model, jaxbp, "float32")
+    data = _models.training_data(model, "float32")
+    programs = _per_example.programs_of(model)
+    results = {name: jax.jit(run)(parameters, *data) for name, run in programs.items()}
+    norms = results.pop(_per_example.NORMS)
+    for sums, each in results.values():
+        np.testing.assert_allclose(each, norms, rtol=1e-5)
+        for a, b in zip(sums, results[_per_example.LAX][0], strict=True):
+            np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(b).max())
+    monkeypatch.setattr(_per_example, "MODELS", (model,))
+    file = tmp_path / "per_example.json"
+    assert bench("--per-example", "--json", str(file)) == 0
+    (record,) = json.loads(file.read_text())["cases"]
+    assert record["model"] == "small batch 4" and set(record["ms"]) == set(record["mib"]) == set(programs)
+    out = capsys.readouterr().out
+    assert re.search(r"vmap\(grad\) of lax over clipped_grad: [\d.]+ x time \(geometric mean of 1 models\)", out)
+
+
+def test_per_example_refuses_what_it_does_not_time(capsys):
+    assert bench("--per-example", "--models") == 2
+    assert (
+        "--loops, --populations and --per-example time programs of their own: leave out --models"
+        in capsys.readouterr().err
+    )
+    assert bench("--per-example", "--filter", "vgg") == 2
+    assert "finds none of 4 models lenet 28x28 batch 64" in capsys.readouterr().err
+    assert _per_example.summary([]) == "nothing was measured"

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
@@ -311,3 +312,62 @@ def test_ctrl_c_before_the_first_step_writes_nothing(tmp_path: Path, training: s
     assert process.returncode == 130
     assert "train_digits: stopped, nothing written" in err and "Traceback" not in err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_backward_rules_learn_and_share_out(tmp_path: Path) -> None:
+    result = run_python(tmp_path, str(EXAMPLES / "backward_rules.py"), "--epochs", "5", "--seed", "1")
+    assert result.returncode == 0, result.stderr
+    percent = {name: float(value) for name, value in re.findall(r"^  (\w[\w ]+?) +([\d.]+) %$", result.stdout, re.M)}
+    assert percent["backpropagation"] >= 94 and percent["feedback alignment"] >= 75 > 40 > percent["untrained"]
+    angles = re.findall(r"dense +([\d.]+) degrees before, +([\d.]+) after", result.stdout)
+    before, after = map(float, angles[0])
+    assert after < before - 3
+    shared = re.findall(r"LRP, \S+ +(-?[\d.]+) of +(-?[\d.]+)", result.stdout)
+    assert len(shared) == 2
+    assert all(abs(float(got) - float(given)) <= 0.02 * abs(float(given)) for got, given in shared)
+    assert (tmp_path / "backward_rules.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.exhaustive
+def test_private_digits_learn_and_agree_with_vmap(tmp_path: Path) -> None:
+    result = run_python(tmp_path, str(EXAMPLES / "private_digits.py"), "--epochs", "3", "--out", "norms.png")
+    assert result.returncode == 0, result.stdout + result.stderr
+    accuracies = [float(value) for value in re.findall(r"epoch +3: +([\d.]+) %", result.stdout)]
+    assert len(accuracies) == 2 and min(accuracies) > 40
+    assert "noise multiplier 1.1, 33 steps, 8.9 % of the digits in a sample" in result.stdout
+    (difference,) = re.findall(r"largest difference: (\S+) of the largest entry", result.stdout)
+    assert float(difference) <= 1e-5
+    assert (tmp_path / "norms.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_private_digits_finds_a_mistake(run_here, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    right = jaxbp.clipped_grad
+
+    def wrong(*args, **keywords):
+        clipped = right(*args, **keywords)
+        return lambda *a: (jax.tree.map(lambda g: 1.001 * g, (found := clipped(*a))[0]), found[1])
+
+    monkeypatch.setattr(jaxbp, "clipped_grad", wrong)
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    import private_digits
+
+    monkeypatch.setattr(private_digits, "train", lambda *_: pytest.fail("it does not train here"))
+    data = private_digits.digits_cnn.load_digits()
+    params = private_digits.digits_cnn.init(jax.random.key(0), data.train_images.shape[1:])
+    sample = private_digits.draw_sample(np.random.default_rng(0), data)
+    assert private_digits.compare(params, sample, 1.0) is False
+
+
+@pytest.mark.parametrize(
+    ("example", "arguments", "message"),
+    [
+        ("backward_rules", ["--epochs", "0"], "backward_rules: --epochs 0 must be 1 or more"),
+        ("backward_rules", ["--out", "rules.doc"], "backward_rules: --out rules.doc"),
+        ("private_digits", ["--clip", "0"], "private_digits: --clip 0.0 must be more than 0"),
+        ("private_digits", ["--noise", "-1"], "private_digits: --noise -1.0 must be 0 or more"),
+    ],
+)
+def test_rules_and_privacy_refuse_wrong_arguments(run_here, example: str, arguments: list[str], message: str) -> None:
+    status, out, err = run_here(example, *arguments)
+    assert status == 2 and out == ""
+    assert err.startswith(message) and err.count("\n") == 1

@@ -75,6 +75,10 @@ ERRORS = {
         lambda: jaxbp.conv_general_dilated(NCHW, OIHW, (1, 1), "SAME", out_sharding="x"), TypeError,
         ["conv_general_dilated: out_sharding='x'", "PartitionSpec"],
     ),
+    "conv_general_dilated: norms with batch groups": (
+        lambda: jaxbp.conv_general_dilated(NCHW, OIHW, (1, 1), "SAME", batch_group_count=2, norms=jnp.zeros(2)), ValueError,
+        ["conv_general_dilated: norms=", "batch_group_count=2"],
+    ),
     "conv_general_dilated: batch groups are text": (
         lambda: jaxbp.conv_general_dilated(NCHW, OIHW, (1, 1), "SAME", batch_group_count="2"), TypeError,
         ["conv_general_dilated: batch_group_count='2'", "integer"],
