@@ -343,7 +343,10 @@ def _counted_layer(eqn: JaxprEqn, operands: list, norm: jax.Array, mine: list[bo
     counts = dict(zip(("kernel", "bias"), (*mine[1:], False), strict=False))
     given = [a for a, counted in zip(parameters, mine[1:], strict=True) if counted]
     if layout is None:
-        return count_norms(g, x.shape[0], z, x, norm[None], *given, **counts)
+        # A dense layer may have several axes of positions.
+        first = x.ndim - g.window.rank - 1
+        rows, (z_rows, x_rows) = math.prod(x.shape[:first]), (a.reshape(-1, *a.shape[first:]) for a in (z, x))
+        return count_norms(g, rows, z_rows, x_rows, norm[None], *given, **counts).reshape(z.shape)
     z, x, given = layout.output(z), layout.input(x), map(layout.kernel, given)
     return layout.undo_output(count_norms(g, x.shape[0], z, x, norm[None], *given, **counts))
 

@@ -40,6 +40,15 @@ def mode() -> dict[str, bool]:
     return {"both_modes": True} if is_on() else {}
 
 
+def refuse(op: str, what: str) -> None:
+    """TypeError inside a block, for what has no forward mode."""
+    if is_on():
+        raise TypeError(
+            f"{op}: {what} has no forward mode, but it was called inside of jaxbp.forward_mode(); call it outside, or "
+            "under `with jaxbp.forward_mode(False):`"
+        )
+
+
 def forward_mode(enabled: bool = True) -> "contextlib._GeneratorContextManager[None]":
     """Inside this block every op of jaxbp has forward mode as well as reverse mode.
 

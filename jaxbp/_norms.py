@@ -35,6 +35,7 @@ from . import _sums as sums
 from ._algorithms._windows import MAX_TAPS, tap_views
 from ._arguments import Asked, as_array, call_rule, keeping_64_bits, sum_dtype, wider
 from ._batching import op_primitive
+from ._forward_mode import refuse
 from ._geometry import ConvGeometry, Window, dilated_size, is_static
 
 # Kernels' gradients or Gram matrices that are held at once; beyond, examples come one after the other.
@@ -240,6 +241,7 @@ def count_norms(
 
 def with_norms(op: str, g: ConvGeometry, z: jax.Array, x: jax.Array, norms: Any, *, bias: bool) -> jax.Array:
     """z of (*batch, *output, O) of a layer that was given `norms=`; every op that has it comes through here."""
+    refuse(op, "norms=")
     norms = as_array(op, "norms", norms)
     batch = x.shape[: x.ndim - g.window.rank - 1]
     if norms.dtype.name not in NORM_DTYPES:

@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental import jet
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jax.sharding import NamedSharding, PartitionSpec
@@ -147,8 +148,14 @@ def _linear(primitive: Primitive, transpose: Callable[..., jax.Array]) -> None:
         gradient = ad.Zero(a.aval) if zero else transpose(deltas[0], *others, window).astype(a.aval.dtype)
         return [gradient, *(None for _ in others)]
 
+    def series(primals: Sequence[Any], series: Sequence[Any], *, window: Window) -> Any:
+        y = primitive.bind(*primals, window=window)
+        terms = [primitive.bind(term, *primals[1:], window=window)[0] for term in series[0]]
+        return y, [terms]
+
     ad.primitive_jvps[primitive] = derivative
     ad.primitive_transposes[primitive] = transposed
+    jet.jet_rules[primitive] = series
 
 
 def _derivative_of_max(primals: Sequence[Any], tangents: Sequence[Any], *, window: Window) -> Any:
@@ -158,6 +165,13 @@ def _derivative_of_max(primals: Sequence[Any], tangents: Sequence[Any], *, windo
     if type(tangents[0]) is ad.Zero:
         return [y, winners], [ad.Zero(jax.typeof(y).to_tangent_aval()), nothing]
     return [y, winners], [take_winners(tangents[0], winners, window), nothing]
+
+
+def _series_of_max(primals: Sequence[Any], series: Sequence[Any], *, window: Window) -> Any:
+    """The Taylor coefficients of the pixel that won; winners do not change."""
+    y, winners = max_p.bind(*primals, window=window)
+    terms = [take_winners(term, winners, window) for term in series[0]]
+    return [y, winners], [terms, [jnp.zeros_like(winners) for _ in terms]]
 
 
 def _on_the_input(winners: jax.Array, w: Window, split: Split, first: int) -> jax.Array:
@@ -217,6 +231,7 @@ sum_p = _primitive("window_sum", "window_sum", [PIXELS], [WINDOWS], _of_sums)
 evenly_p = _primitive("upsample_evenly", "upsample_evenly", [WINDOWS], [PIXELS], _alike)
 
 ad.primitive_jvps[max_p] = _derivative_of_max
+jet.jet_rules[max_p] = _series_of_max
 _linear(take_p, upsample_winners)
 _linear(upsample_p, take_winners)
 _linear(upsample_chosen_p, take_winners)

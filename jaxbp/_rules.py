@@ -20,6 +20,7 @@ from . import _conv_lax as in_lax
 from . import _sums as sums
 from ._arguments import as_array, call_map, call_rule, keeping_64_bits, refuse_complex, wider
 from ._conv import conv_input_grad, conv_kernel_grad, one_batch_axis, sum_to_channels
+from ._forward_mode import refuse
 from ._geometry import ConvGeometry
 
 Rule = Callable[..., Any]
@@ -244,6 +245,7 @@ def relu_with(rule: Rule) -> Callable[[jax.Array], jax.Array]:
 
 def _apply(op: str, layer: Callable[..., jax.Array], *arrays: Any, **mesh: Any) -> jax.Array:
     """Call a layer with a rule of its own; every op of this file comes through here."""
+    refuse(op, "a rule of one's own")
     given = [None if a is None else as_array(op, f"extra array {i - 2}", a) for i, a in enumerate(arrays)]
     return call_rule(layer, *given, **mesh)
 

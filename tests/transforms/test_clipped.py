@@ -11,7 +11,7 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 
 import jaxbp
-from cases import normal
+from cases import integers, normal
 from jaxbp import automatic
 
 CLIP = 2.0
@@ -394,3 +394,21 @@ def test_a_symbolic_batch():
     clipped = jaxbp.clipped_grad(loss, l2_clip_norm=CLIP)
     exported = jax.export.export(jax.jit(functools.partial(clipped, params)))(*specs)
     assert_close(tuple(exported.call(X, Y)), expected(reference, params, X, Y))
+
+
+def test_a_dense_layer_of_several_positions_is_counted_by_its_norm():
+    """Every axis of an example but the last one is a position."""
+
+    def loss(parameters, x):
+        return (jaxbp.dense(x, *parameters) ** 2).sum()
+
+    parameters = integers(1, (4, 3)), integers(2, (3,))
+    x = integers(3, (5, 2, 6, 4))
+    clipped = jaxbp.clipped_grad(loss, l2_clip_norm=1e9)
+    assert {how for _, how, _ in clipped.explain(parameters, x)} == {"norm"}
+    found, norms = clipped(parameters, x)
+    gradients = jax.vmap(jax.grad(loss), (None, 0))(parameters, x)
+    squares = sum((g.reshape(5, -1) ** 2).sum(1) for g in gradients)
+    np.testing.assert_allclose(norms, np.sqrt(squares), rtol=1e-5)
+    for actual, each in zip(found, gradients, strict=True):
+        np.testing.assert_allclose(actual, each.sum(0), rtol=1e-5)

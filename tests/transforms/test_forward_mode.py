@@ -568,3 +568,25 @@ def test_swap_lax():
             close(jax.jvp(lax_layers, (x, k), (x, k)), theirs, 1e-5)
     with jaxbp.swap_lax(), pytest.raises(TypeError, match="custom_vjp"):
         jax.jvp(lax_layers, (x, k), (x, k))
+
+
+@pytest.mark.parametrize("op", ["conv_with", "conv_general_dilated_with", "dense_with", "relu_with", "conv", "dense"])
+def test_rules_of_one_s_own_and_norms_have_no_forward_mode(op):
+    """The error names both; outside of the block, and in a block that turns it off, they work."""
+    x, kernel = integers(1, (2, 4, 4, 2)), integers(2, (3, 3, 2, 2))
+    calls = {
+        "conv_with": lambda: jaxbp.conv_with(lambda maps, delta, z, x, k: (delta, k))(x, kernel),
+        "conv_general_dilated_with": lambda: jaxbp.conv_general_dilated_with(lambda maps, delta, z, x, k: (x, k))(
+            x.transpose(0, 3, 1, 2), kernel.transpose(3, 2, 0, 1), (1, 1), "SAME"
+        ),
+        "dense_with": lambda: jaxbp.dense_with(lambda maps, delta, z, x, k: (x, k))(x, kernel[0, 0]),
+        "relu_with": lambda: jaxbp.relu_with(lambda delta, z, x: delta)(x),
+        "conv": lambda: jaxbp.conv(x, kernel, norms=jnp.zeros(2)),
+        "dense": lambda: jaxbp.dense(x, kernel[0, 0], norms=jnp.zeros(2)),
+    }
+    with jaxbp.forward_mode():
+        with pytest.raises(TypeError, match=rf"^{op}: .*no forward mode, but .* jaxbp.forward_mode"):
+            calls[op]()
+        with jaxbp.forward_mode(False):
+            calls[op]()
+    calls[op]()
