@@ -147,10 +147,16 @@ def _leaks_along(look: Look, at: int, output: int, axis: int, tolerance: float) 
         if isinstance(right, Exception) or mine is None or not np.isfinite(mine).all():
             return {}
         wanted = in_double(right[look.first_gradient + at])
-        if (wrong := np.abs(mine - wanted) > tolerance).any():
-            much, little = not wanted[wrong].any(), not mine[wrong].any()
-            verb = "leaks into" if much else "does not reach" if little else "sends a wrong gradient to"
-            found[index] = _Leak(verb, _box(wrong))
+        wrong = np.abs(mine - wanted) > tolerance
+        masks = {
+            "leaks into": wrong & (wanted == 0),
+            "does not reach": wrong & (mine == 0),
+            "sends a wrong gradient to": wrong,
+        }
+        for verb, mask in masks.items():
+            if mask.any():
+                found[index] = _Leak(verb, _box(mask))
+                break
     return found
 
 
@@ -163,7 +169,8 @@ def _box(mask: np.ndarray) -> list[tuple[int, int]]:
 def _leak_in_words(found: dict[int, _Leak], name: str, along: str, shape: tuple, length: int) -> str:
     """One sentence on what is wrong for which index of the output; empty where no part stands out."""
     narrow = [leak for leak in found.values() if any(b - a < n for (a, b), n in zip(leak.box, shape, strict=True))]
-    if not narrow or (len(found) == length and len(narrow) < length - 1):
+    told = all(leak.verb != "sends a wrong gradient to" for leak in found.values()) or len(found) < length
+    if not told or not narrow or (len(found) == length and len(narrow) < length - 1):
         return ""
     for axis, size in enumerate(shape if {leak.verb for leak in found.values()} == {"leaks into"} else ()):
         ends = [(leak.box[axis][0], leak.box[axis][1], index) for index, leak in found.items()]

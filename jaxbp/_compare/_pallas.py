@@ -8,6 +8,7 @@ repeats its edge and is not NaN, so that a derivative of 0 there stays 0.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from inspect import signature
 from typing import Any
@@ -61,7 +62,7 @@ def run_kernel(walk: Walk, equation: Any, values: list[Any]) -> Sequence[Any]:
             whole[at] = lax.dynamic_update_slice(whole[at], part.astype(whole[at].dtype), starts[at])
         return [_strong(value) for value in (*whole, *results[len(arrays) :])], None
 
-    places = np.array(list(itertools.product(*map(range, grid))), np.int32).reshape(-1, len(grid))
+    places = np.array(list(itertools.product(*map(range, grid))), np.int32).reshape(math.prod(grid), len(grid))
     carry, _ = lax.scan(step, [_strong(value) for value in (*carry, *scratch)], jnp.asarray(places))
     shapes = [mapping.array_aval.shape for mapping in grid_mapping.block_mappings_output]
     return [

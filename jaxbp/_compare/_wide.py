@@ -36,6 +36,8 @@ _SCATTERS = {
 }
 # What these mean depends on the bits of a dtype.
 _BITS = {"bitcast_convert_type", "nextafter", "reduce_precision"}
+# What runs outside of XLA.
+_FOREIGN = {"pure_callback", "io_callback", "ffi_call"}
 _SILENT = {"debug_callback", "debug_print"}
 
 
@@ -146,14 +148,15 @@ def _results(walk: Walk, equation: Any, values: list[Any]) -> Sequence[Any]:
         keywords = {key: params[key] for key in ("indices_are_sorted", "unique_indices", "mode")}
         operand, indices, updates = values
         return [_SCATTERS[name](operand, indices, updates, params["dimension_numbers"], **keywords)]
-    if name in _BITS or any(map(_holds_jaxpr, params.values())):
+    if name in _BITS or name in _FOREIGN or any(map(_holds_jaxpr, params.values())):
         return _narrow(walk, equation, values, name not in _BITS)
     try:
         results = _bind(equation, values, _wide_parameters(params))
     except Exception:  # an operation without float64
         return _as_it_is(walk, equation, values)
     for result, variable in zip(results, equation.outvars, strict=True):
-        if getattr(result, "shape", None) != variable.aval.shape:
+        dtype = double(getattr(variable.aval, "dtype", None))
+        if getattr(result, "shape", None) != variable.aval.shape or result.dtype != dtype:
             return _as_it_is(walk, equation, values)
     return results
 

@@ -271,8 +271,8 @@ def _pushed(call: Call, functions: Functions, operands: tuple) -> Double:
 def _by_forward_mode(pushed: Double, operands: tuple, values: Arrays) -> Arrays | Exception:
     """The values and a gradient put together from the slopes along each entry."""
     variables = operands[0]
-    if pushed.wide is None:
-        return pushed.problem or TypeError("no forward mode")
+    if pushed.wide is None or not pushed.exact:
+        return pushed.problem or TypeError("no forward mode in float64")
     if sum(v.size for v in variables) > _MOST_TANGENTS:
         return ValueError("too many entries for forward mode")
     gradients = []
