@@ -118,7 +118,7 @@ def _results(walk: Walk, equation: Any, values: list[Any]) -> Sequence[Any]:
     if name in _SILENT:
         return []
     if name == "scan":
-        return _scan(walk, params, values)
+        return _scan(walk, equation, values)
     if name == "while":
         return _while(walk, params, values)
     if name == "cond":
@@ -171,9 +171,13 @@ def _strong(value: Any) -> Any:
     return lax.convert_element_type(value, value.dtype) if getattr(value, "weak_type", False) else value
 
 
-def _scan(walk: Walk, params: dict[str, Any], values: list[Any]) -> list[Any]:
-    """A scan around the walk of its body."""
-    consts, carries = params["num_consts"], params["num_carry"]
+def _scan(walk: Walk, equation: Any, values: list[Any]) -> list[Any]:
+    """A scan around the walk of its body; what is scanned over has one more axis outside than inside."""
+    params = equation.params
+    body_jaxpr = getattr(params["jaxpr"], "jaxpr", params["jaxpr"])
+    carries = sum(a.aval.ndim == b.aval.ndim for a, b in zip(equation.outvars, body_jaxpr.outvars, strict=True))
+    kept = sum(a.aval.ndim == b.aval.ndim for a, b in zip(equation.invars, body_jaxpr.invars, strict=True))
+    consts = kept - carries
     fixed, start = values[:consts], [_strong(value) for value in values[consts : consts + carries]]
 
     def body(carry: list[Any], item: Any) -> tuple[list[Any], list[Any]]:
