@@ -169,6 +169,10 @@ def _box(mask: np.ndarray) -> list[tuple[int, int]]:
 def _leak_in_words(found: dict[int, _Leak], name: str, along: str, shape: tuple, length: int) -> str:
     """One sentence on what is wrong for which index of the output; empty where no part stands out."""
     narrow = [leak for leak in found.values() if any(b - a < n for (a, b), n in zip(leak.box, shape, strict=True))]
+    if not narrow and 0 < len(found) < length and len(verbs := {leak.verb for leak in found.values()}) == 1:
+        first, last = min(found), max(found)
+        which = f"{first}:{last + 1}" if last - first + 1 == len(found) > 1 else ", ".join(map(str, list(found)[:5]))
+        return f"index {which} {along} {verbs.pop()} {name}: a tile's edge, or a part left out?"
     told = all(leak.verb != "sends a wrong gradient to" for leak in found.values()) or len(found) < length
     if not told or not narrow or (len(found) == length and len(narrow) < length - 1):
         return ""

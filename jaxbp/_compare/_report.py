@@ -275,12 +275,15 @@ def _seconds(number: float) -> str:
 
 def _summary(report: Comparison) -> str:
     """The last line."""
-    wrong = [row.name for row in report.rows if row.verdict == "WRONG"]
-    unknown = [row.name for row in report.rows if row.verdict == "not checked"]
+    # With several cases each has a row of its own that counts.
+    cases = [row for row in report.rows if row.kind == "case"]
+    rows, kind = cases or report.rows, "cases" if cases else "rows"
+    wrong = [row.name for row in rows if row.verdict == "WRONG"]
+    unknown = [row.name for row in rows if row.verdict == "not checked"]
     parts = [f"{word}: {', '.join(names)}" for word, names in (("WRONG", wrong), ("not checked", unknown)) if names]
     if not parts:
-        return f"ok: all {len(report.rows)} rows"
-    return f"{'; '.join(parts)} ({len(wrong) + len(unknown)} of {len(report.rows)} rows)"
+        return f"ok: all {len(rows)} {kind}"
+    return f"{'; '.join(parts)} ({len(wrong) + len(unknown)} of {len(rows)} {kind})"
 
 
 def _tags(cells: tuple[str, ...], tag: str = "td") -> str:
