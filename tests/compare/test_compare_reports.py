@@ -280,8 +280,6 @@ RIGHT: dict[str, tuple[Any, Any, tuple]] = {
 INSTALLED = {
     "jax.nn.relu": jax.nn.relu,
     "jax.nn.relu6": jax.nn.relu6,
-    "jax.nn.softmax": lambda x: jax.nn.softmax(x),
-    "jax.nn.silu": lambda x: jax.nn.silu(x),
     "jnp.logaddexp": lambda x: jnp.logaddexp(x, 0),
     "jnp.sinc": lambda x: jnp.sinc(x),
     "flax fp8": None,
@@ -317,7 +315,7 @@ PART_RIGHT = (
     "root by Newton's steps",
     "Pallas RMS norm, ragged",
     "flax fp8",
-    "jax.nn.softmax",
+    "jnp.logaddexp",
 )
 
 
