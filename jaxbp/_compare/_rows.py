@@ -132,6 +132,8 @@ def _gradient_row(own: Look, wide: Look | None, at: int, wishes: Wishes, rng: np
     if shown.ok and (shown.automatic_error or 0.0) > FLOOR >= shown.manual_error:
         row = row._replace(notes=(*row.notes, "automatic is the inexact one here"))
     if not shown.ok:
+        if wishes.slopes and (measured := _with_slope(row, source, at, rng)).ok:
+            return measured
         sides = _sides(source, at, shown) if wishes.slopes or not np.isfinite(shown.manual_error) else None
         if sides is not None and sides.refused is None:
             return _subgradient(row, sides)

@@ -284,7 +284,7 @@ INSTALLED = {
     "jnp.sinc": lambda x: jnp.sinc(x),
     "flax fp8": None,
 }
-NO_BFLOAT16 = {"inverse", "log determinant"}  # LAPACK
+NO_BFLOAT16 = {"gelu", "inverse", "log determinant"}  # the error function, LAPACK
 
 
 def right_rule(name):
