@@ -15,11 +15,13 @@ def name_mistake(
     tolerance: float,
     bits: float,
     alternatives: Iterable[tuple[str, np.ndarray]] = (),
+    survives: bool | None = None,
 ) -> str:
     """Say in one sentence how `manual` differs from `reference`.
 
     `tolerance` is the absolute difference that rounding explains, `bits` the precision of manual's dtype.
-    `alternatives` are sentences with the gradient that each would lead to, evaluated only when needed.
+    `alternatives` are sentences with the gradient that each would lead to, evaluated only when needed. `survives` says
+    whether the difference is there in float64, too (None: not known): if so, it is no matter of rounding.
     """
     manual, reference = _wide(manual), _wide(reference)
     wrong = _differs(manual, reference, tolerance)
@@ -31,9 +33,9 @@ def name_mistake(
         return f"automatic is not finite where manual is: {_count(wrong & ~finite)}"
     if not manual.any():
         return "manual is all zeros (or the rule returns None here)"
-    sentence = _rounded(manual, reference)
+    sentence = "" if survives else _rounded(manual, reference)
     # With one entry every mistake looks like a factor, so other explanations come first.
-    checks = [_factor, _axes, _confined, _shifted] if manual.size > 1 else []
+    checks = [_factor, _conjugate, _axes, _confined, _shifted] if manual.size > 1 else []
     for check in checks:
         sentence = sentence or check(manual, reference, tolerance)
     if sentence:
@@ -43,7 +45,7 @@ def name_mistake(
         room = tolerance * max(1.0, np.abs(other).max() / size if size else 1.0)
         if np.abs(other).max() > room and not _differs(manual, _wide(other), room).any():
             return text
-    return _factor(manual, reference, tolerance) or _spread(manual, reference, wrong, bits)
+    return _factor(manual, reference, tolerance) or _spread(manual, reference, wrong, bits, survives)
 
 
 def _wide(array: np.ndarray) -> np.ndarray:
@@ -87,11 +89,23 @@ def _factor(manual: np.ndarray, reference: np.ndarray, tolerance: float) -> str:
     resolution = 4 * tolerance / np.abs(reference).max()
     if abs(factor + 1) <= resolution:
         return "manual = -automatic: the sign is wrong"
-    if abs(factor) < 0.75 and abs(1 / factor - round(1 / factor)) <= max(1e-4, resolution / factor**2):
+    if 0 < factor < 0.75 and abs(1 / factor - round(1 / factor)) <= max(1e-4, resolution / factor**2):
         return f"manual = automatic / {round(1 / factor)}: a mean in place of a sum?"
-    if abs(factor) > 1.5 and abs(factor - round(factor)) <= resolution:
+    if factor > 1.5 and abs(factor - round(factor)) <= resolution:
         return f"manual = {round(factor)} x automatic: a sum in place of a mean, or something counted twice?"
-    return f"manual = {factor:.6g} x automatic"
+    text = f"{factor:.6g}"
+    return "" if text == "1" else f"manual = {text} x automatic"
+
+
+def _conjugate(manual: np.ndarray, reference: np.ndarray, tolerance: float) -> str:
+    """manual is the complex conjugate of automatic, perhaps with the other sign."""
+    if not np.iscomplexobj(reference) or not np.imag(reference).any():
+        return ""
+    if not _differs(manual, np.conj(reference), tolerance).any():
+        return "manual = conj(automatic): a conjugate is missing, or one too many"
+    if not _differs(manual, -np.conj(reference), tolerance).any():
+        return "manual = -conj(automatic): a conjugate is missing, or one too many, and the sign is wrong"
+    return ""
 
 
 def _axes(manual: np.ndarray, reference: np.ndarray, tolerance: float) -> str:
@@ -168,10 +182,15 @@ def _rounded(manual: np.ndarray, reference: np.ndarray) -> str:
     return ""
 
 
-def _spread(manual: np.ndarray, reference: np.ndarray, wrong: np.ndarray, bits: float) -> str:
+def _spread(manual: np.ndarray, reference: np.ndarray, wrong: np.ndarray, bits: float, survives: bool | None) -> str:
     """Nothing recognised: how many entries differ, and to how many bits the rest is right."""
     size = np.abs(reference[np.isfinite(reference)]).max(initial=0.0)
     error = np.abs(manual - reference)[wrong].max(initial=0.0) / size if size else np.inf
     if error < 2**-6:
-        return f"right to {-np.log2(error):.0f} of {bits:.0f} bits: low precision in an intermediate result?"
+        text = f"right to {-np.log2(error):.0f} of {bits:.0f} bits"
+        if survives:
+            return f"{text}, in float64, too: an approximation, or a small term is missing"
+        return text if survives is None else f"{text}, and right in float64: low precision in an intermediate result"
+    if survives is False:
+        return f"{_count(wrong)} wrong, and right in float64: low precision in an intermediate result"
     return f"{_count(wrong)} wrong, in no pattern known here"

@@ -18,12 +18,13 @@ WIDTH = 100
 
 
 class Row(NamedTuple):
-    """One line of a report: the forward value, one argument's gradient, or one transformation.
+    """One line of a report: the forward value, one argument's gradient, one transformation, probe or case.
 
     `manual_error` and `automatic_error` are in eps of the dtype times the largest entry of the float64
     reference; `limit` is what `manual_error` may be. `finite_difference` is the distance between the
     reference's and the measured slope relative to the slope's natural size, None where it was not measured.
-    `verdict` is "ok", "WRONG" or "not supported".
+    `verdict` is "ok", "WRONG", "not checked" (nothing could judge it), "not supported" (a transformation that JAX or
+    the function refuses) or "differs" (two runs of the rule).
     """
 
     name: str
@@ -45,8 +46,8 @@ class Row(NamedTuple):
 
     @property
     def ok(self) -> bool:
-        """False for a wrong row; a transformation that is not supported is no failure."""
-        return self.verdict != "WRONG"
+        """False for a wrong row and one that nothing could check; what is not supported is no failure."""
+        return self.verdict not in ("WRONG", "not checked")
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class Comparison:
 
     @property
     def ok(self) -> bool:
-        """True when no row is wrong. Time and memory never count."""
+        """True when no row is wrong, and none is "not checked". Time and memory never count."""
         return all(row.ok for row in self.rows)
 
     def check(self) -> Comparison:
@@ -278,10 +279,15 @@ def _seconds(number: float) -> str:
 
 def _summary(report: Comparison) -> str:
     """The last line."""
-    wrong = [row.name for row in report.rows if not row.ok]
-    if not wrong:
-        return f"ok: all {len(report.rows)} rows"
-    return f"WRONG: {', '.join(wrong)} ({len(wrong)} of {len(report.rows)} rows)"
+    # With several cases each has a row of its own that counts.
+    cases = [row for row in report.rows if row.kind == "case"]
+    rows, kind = cases or report.rows, "cases" if cases else "rows"
+    wrong = [row.name for row in rows if row.verdict == "WRONG"]
+    unknown = [row.name for row in rows if row.verdict == "not checked"]
+    parts = [f"{word}: {', '.join(names)}" for word, names in (("WRONG", wrong), ("not checked", unknown)) if names]
+    if not parts:
+        return f"ok: all {len(rows)} {kind}"
+    return f"{'; '.join(parts)} ({len(wrong) + len(unknown)} of {len(rows)} {kind})"
 
 
 def _tags(cells: tuple[str, ...], tag: str = "td") -> str:

@@ -1,81 +1,101 @@
-"""The witnesses of a comparison: one call run in several ways, and how far the results lie apart."""
+"""The witnesses of a comparison: one call run in several ways."""
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._cost import in_one_line
+from ._call import Call, is_inexact, outputs, pull_back, push_forward, words
+from ._judge import in_double, largest_entry
+from ._wide import Wide
 
 Arrays = list[np.ndarray]
 
-# eps that a rule may be off by, whatever the automatic rule does.
-FLOOR = 16.0
+# Entries for which a gradient is put together from forward-mode slopes.
+_MOST_TANGENTS = 4096
 
 
-class Call(NamedTuple):
-    """How the function under test is called.
-
-    `leaves` are the leaves of (args, kwargs) with None where an array is put in: at `variable_at` the
-    differentiated ones, whose names are `names`, and at `fixed_at` the others.
-    """
-
-    treedef: Any
-    leaves: tuple
-    variable_at: tuple[int, ...]
-    fixed_at: tuple[int, ...]
-    names: tuple[str, ...]
-
-
-def is_inexact(array: Any) -> bool:
-    """True for floating and complex arrays, PRNG keys and plain Python numbers excluded."""
-    return hasattr(array, "dtype") and jnp.issubdtype(array.dtype, jnp.inexact)
-
-
-def outputs(call: Call, function: Callable, variables: Sequence, fixed: Sequence) -> tuple[list, list]:
-    """The function's output leaves: those that have a gradient, and the others."""
-    leaves = list(call.leaves)
-    for at, leaf in zip(call.variable_at + call.fixed_at, (*variables, *fixed), strict=True):
-        leaves[at] = leaf
-    args, kwargs = jax.tree.unflatten(call.treedef, leaves)
-    results = [jnp.asarray(leaf) for leaf in jax.tree.leaves(function(*args, **kwargs))]
-    return [leaf for leaf in results if is_inexact(leaf)], [leaf for leaf in results if not is_inexact(leaf)]
-
-
-def pull_back(call: Call, function: Callable, variables: tuple, fixed: tuple, cotangents: Sequence):
-    """(values under differentiation, gradients of the variables)."""
-    values, pull, others = jax.vjp(lambda *v: outputs(call, function, v, fixed), *variables, has_aux=True)
-    gradients = pull([c.astype(value.dtype) for c, value in zip(cotangents, values, strict=True)])
-    return values + others, list(gradients)
-
-
-def second_order(call: Call, function: Callable, variables: tuple, fixed: tuple, cotangents, tangents) -> list:
-    """How the gradients change along the tangents: forward over reverse."""
-    tangents = tuple(t.astype(v.dtype) for t, v in zip(tangents, variables, strict=True))
-    return jax.jvp(lambda *v: pull_back(call, function, v, fixed, cotangents)[1], variables, tangents)[1]
-
-
-def second_order_reverse(call: Call, function: Callable, variables, fixed, cotangents, tangents) -> list:
-    """The same by reverse over reverse: a matrix of second derivatives is symmetric."""
-    tangents = [t.astype(v.dtype) for t, v in zip(tangents, variables, strict=True)]
-    _, pull = jax.vjp(lambda *v: pull_back(call, function, v, fixed, cotangents)[1], *variables)
-    return list(pull(tangents))
-
-
-def run(program: Callable, *operands: Any, double: bool = False) -> Arrays | Exception:
-    """The program's results as NumPy arrays, or what it raised; with `double` in float64."""
+def run(program: Callable, *operands: Any) -> Arrays | Exception:
+    """The program's results as NumPy arrays, or what it raised. It gets copies: it may donate its arguments."""
     try:
-        with jax.enable_x64(True) if double else contextlib.nullcontext():
-            operands = jax.tree.map(lambda leaf: widen(leaf, 8), operands) if double else operands
-            return [np.asarray(leaf) for leaf in jax.tree.leaves(program(*operands))]
+        try:
+            return [np.asarray(leaf) for leaf in jax.tree.leaves(program(*_copies(operands)))]
+        except RuntimeError as error:
+            if "deleted" not in str(error):
+                raise
+            # A donated argument is needed again on the way back; inside of a program donation has no effect.
+            return [np.asarray(leaf) for leaf in jax.tree.leaves(jax.jit(program)(*_copies(operands)))]
     except Exception as error:  # whatever a rule under test raises belongs into the report
         return error
+
+
+def _copies(operands: Any) -> Any:
+    """The operands, their arrays copied."""
+    return jax.tree.map(lambda leaf: jnp.copy(leaf) if isinstance(leaf, jax.Array) else leaf, operands)
+
+
+def run_under_x64(program: Callable, *operands: Any) -> Arrays | Exception:
+    """The same, called again with float64 arguments while JAX allows them."""
+    with jax.enable_x64(True):
+        return run(program, *jax.tree.map(lambda leaf: widen(leaf, 8), operands))
+
+
+class Double:
+    """A program in float64: by its jaxpr, or, where that cannot be, called again with float64 arguments.
+
+    `problem` is why the first way failed, `kept` what was not float64 in it.
+    """
+
+    def __init__(self, program: Callable, operands: tuple, fallback: Callable | None = None) -> None:
+        self.wide: Wide | None = None
+        self.problem: Exception | None = None
+        self.kept: tuple[str, ...] = ()
+        self._fallback = program if fallback is None else fallback
+        try:
+            wide = Wide(program, *operands)
+            self.first: Arrays | Exception = wide(*operands)
+            self.wide, self.kept = wide, wide.kept
+        except Exception as error:  # not traceable, not differentiable, or not in float64
+            self.problem = error
+            self.first = run_under_x64(self._fallback, *operands)
+
+    @property
+    def exact(self) -> bool:
+        """True when every float was float64."""
+        if self.wide is not None:
+            return not self.kept
+        return not isinstance(self.first, Exception) and all(
+            array.dtype.itemsize >= 8 for array in self.first if is_inexact(array)
+        )
+
+    def __call__(self, *operands: Any) -> Arrays | Exception:
+        if self.wide is None:
+            return run_under_x64(self._fallback, *operands)
+        try:
+            return self.wide(*operands)
+        except Exception as error:
+            return error
+
+    def many(self, *operands: Any) -> Arrays | Exception:
+        """At several points: each operand has one more axis in front."""
+        leaves, treedef = jax.tree.flatten(operands)
+        if self.wide is not None:
+            try:
+                return self.wide.many(*operands)
+            except Exception:  # no batching rule: one after the other
+                pass
+        found = []
+        for at in range(leaves[0].shape[0]):
+            one = self(*jax.tree.unflatten(treedef, [leaf[at] for leaf in leaves]))
+            if isinstance(one, Exception):
+                return one
+            found.append(one)
+        return [np.stack(arrays) for arrays in zip(*found, strict=True)]
 
 
 def widen(leaf: Any, size: int) -> Any:
@@ -87,157 +107,24 @@ def widen(leaf: Any, size: int) -> Any:
     return jnp.asarray(leaf if leaf.dtype.itemsize >= dtype.itemsize else np.asarray(leaf).astype(dtype))
 
 
-def in_double(array: Any) -> np.ndarray:
-    """A NumPy array in double precision."""
-    array = np.asarray(array)
-    return array.astype(np.complex128 if np.iscomplexobj(array) else np.float64)
+class Functions(NamedTuple):
+    """The rule's function, the one without it, and what to call under x64 where its jaxpr does not do."""
 
-
-class Judgement(NamedTuple):
-    """How far one manual array is from the reference, in eps, and what it may be."""
-
-    label: str
-    manual: np.ndarray
-    automatic: np.ndarray | None
-    reference: np.ndarray | None
-    ok: bool = True
-    manual_error: float = 0.0
-    automatic_error: float | None = None
-    limit: float = FLOOR
-    unit: float = 1.0
-    index: tuple[int, ...] | None = None
-    problem: str = ""
-
-
-def judge(
-    label: str,
-    manual: np.ndarray,
-    automatic: np.ndarray | None,
-    reference: np.ndarray | None,
-    expected: Any,
-    size: Callable[[], float],
-) -> Judgement:
-    """Judge one array. `expected` has its shape and dtype, `size()` is its size if nothing cancelled."""
-    found = Judgement(label, manual, automatic, reference)
-    if reference is None:
-        return found
-    for what, got, want in (("shape", manual.shape, expected.shape), ("dtype", manual.dtype, expected.dtype)):
-        if got != want:
-            problem = f"manual has {what} {got} where {want} is expected"
-            return found._replace(ok=False, manual_error=np.inf, problem=problem)
-    if automatic is not None and automatic.shape != reference.shape:
-        automatic = None
-    wide = in_double(reference)
-    # Where automatic overflows its dtype nobody can ask for better.
-    excused = np.isfinite(wide) & ~np.isfinite(in_double(automatic)) if automatic is not None else None
-    distance, index = _distance(manual, wide, excused)
-    theirs = None if automatic is None else _distance(automatic, wide, excused)[0]
-    if not is_inexact(manual):
-        return found._replace(ok=not distance, manual_error=distance, automatic_error=theirs, limit=0.0, index=index)
-
-    def measured(largest: float) -> Judgement:
-        info = jnp.finfo(manual.dtype)
-        unit = max(float(info.eps) * largest, float(info.smallest_subnormal))
-        error, other = distance / unit, None if theirs is None else theirs / unit
-        limit = max(2 * (other or 0.0), FLOOR)
-        other = np.inf if excused is not None and excused.any() else other
-        return found._replace(
-            ok=error <= limit, manual_error=error, automatic_error=other, limit=limit, unit=unit, index=index
-        )
-
-    first = measured(largest_entry(wide))
-    return first if first.ok or distance == np.inf else measured(max(largest_entry(wide), size()))
-
-
-def excess(judgement: Judgement) -> tuple[bool, float]:
-    """How bad a judgement is, for choosing the worst."""
-    error = judgement.manual_error
-    return not judgement.ok, error / judgement.limit if judgement.limit else error
-
-
-def _distance(
-    array: np.ndarray, reference: np.ndarray, excused: np.ndarray | None
-) -> tuple[float, tuple[int, ...] | None]:
-    """The largest absolute difference and where it is; inf where only one of the two is finite."""
-    if not array.size:
-        return 0.0, None
-    wide = in_double(array)
-    with np.errstate(invalid="ignore"):
-        difference = np.abs(wide - reference)
-    difference = np.where(np.isnan(difference), np.inf, difference)
-    difference[(wide == reference) | (np.isnan(wide) & np.isnan(reference))] = 0.0
-    if excused is not None:
-        difference[excused] = 0.0
-    index = np.unravel_index(difference.argmax(), difference.shape)
-    return float(difference[index]), tuple(int(i) for i in index)
-
-
-def largest_entry(array: np.ndarray) -> float:
-    """The largest finite entry's absolute value."""
-    return float(np.abs(array[np.isfinite(array)]).max(initial=0.0))
-
-
-class Slope(NamedTuple):
-    """A measured directional derivative, how unsmooth the function is there, and the noise of both."""
-
-    value: float
-    roughness: float
-    noise: float
-
-
-def slope(
-    call: Call, function: Callable, operands: tuple, at: int, direction: np.ndarray, double: bool
-) -> Slope | None:
-    """The slope of sum(cotangents * outputs) as variable `at` moves along `direction`; None if not finite.
-
-    Points at plus and minus h and h/2 give two central slopes D and two differences G of the one-sided
-    slopes. Where the function is smooth, D(h) = D(h/2) and G(h) = 2 G(h/2) up to h^2. At or next to a kink
-    (a tie of a max pool, relu at 0) they are not, and the slope says nothing.
-    """
-    variables, fixed, cotangents = operands
-    step = 1e-5 if double else 1e-2
-    middle, weights = in_double(variables[at]), [in_double(c) for c in cotangents]
-
-    def values(t: float) -> Arrays | Exception:
-        moved = middle + t * direction
-        moved = moved if double else jnp.asarray(moved.astype(variables[at].dtype))
-        program = functools.partial(outputs, call, function)
-        results = run(program, (*variables[:at], moved, *variables[at + 1 :]), fixed, double=double)
-        return results if isinstance(results, Exception) else [in_double(a) for a in results[: len(weights)]]
-
-    center = values(0.0)
-    if isinstance(center, Exception):
-        return None
-
-    def rise(t: float) -> np.ndarray:
-        there = values(t)
-        if isinstance(there, Exception):
-            return np.array([np.nan])
-        parts = [np.real(c * (a - b)).ravel() for c, a, b in zip(weights, there, center, strict=True)]
-        return np.concatenate(parts)
-
-    with np.errstate(invalid="ignore", over="ignore"):
-        up, down, half_up, half_down = (rise(s * step) for s in (1, -1, 0.5, -0.5))
-        size = sum(float(np.sum(np.abs(c * a))) for c, a in zip(weights, center, strict=True))
-        long, short = (up - down) / (2 * step), (half_up - half_down) / step
-        gap, half_gap = (up + down) / step, 2 * (half_up + half_down) / step
-        # Output by output, since two kinks can cancel in the sum and still leave the slope without a meaning.
-        roughness = np.sum(np.abs(long - short) + np.abs(gap - 2 * half_gap))
-    eps = 2.3e-16 if double else 1.2e-7
-    found = Slope(float(np.sum(4 * short - long)) / 3, float(roughness), 4 * eps * size / step)
-    return found if np.isfinite(found).all() else None
+    manual: Callable
+    automatic: Callable
+    fallback: Callable
 
 
 class Look(NamedTuple):
     """All witnesses at one set of arguments.
 
-    Each is a list of arrays, values first and then gradients, or the exception that was raised; `plain` are
-    lists of values alone, computed without differentiation. `problem` says why there are none.
+    Each is a list of arrays, values first and then gradients, or the exception that was raised; `plain` are lists of
+    values alone, computed without differentiation. `problem` says why there are none. `forward` and `pull` are the
+    function and its gradient in float64, `rule` the same for the rule itself.
     """
 
     call: Call
-    manual_function: Callable
-    automatic_function: Callable
+    functions: Functions
     variables: tuple
     fixed: tuple
     cotangents: list
@@ -247,7 +134,13 @@ class Look(NamedTuple):
     manual: Arrays | Exception
     automatic: Arrays | Exception
     reference: Arrays | Exception
+    forward: Double
+    pull: Double
+    rule: Callable[[], Double]
     sizes: Callable[[], list[float]]
+    noise: Callable[[], list[float]]
+    tangent: Callable[[], Double] | None = None
+    differs: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     problem: str = ""
 
@@ -272,68 +165,86 @@ class Look(NamedTuple):
 
 def ask(
     call: Call,
-    manual: Callable,
-    automatic: Callable,
+    functions: Functions,
     variables: tuple,
     fixed: tuple,
     cotangent: Any,
     plain: Arrays,
     rng: np.random.Generator,
-) -> Look:
-    """Ask all witnesses; `plain` is what manual returns without differentiation."""
+) -> Look | str:
+    """Ask all witnesses; `plain` is what manual returns without differentiation. A string says why none can be had."""
     cotangents = draw_cotangents(plain, cotangent, rng)
-    forward, backward = (
-        functools.partial(outputs, call, automatic),
-        functools.partial(pull_back, call, automatic),
-    )
+    programs = [functools.partial(outputs, call, function) for function in functions]
+    backward = [functools.partial(pull_back, call, function) for function in functions]
     operands = (variables, fixed, cotangents)
-    functions = (call, manual, automatic)
-    notes = []
-    theirs = run(forward, variables, fixed)
+    theirs = run(programs[1], variables, fixed)
     if isinstance(theirs, Exception):
-        problem = f"automatic raised {words(theirs)}"
-    elif [a.shape for a in plain] != [a.shape for a in theirs]:
-        problem = f"manual returns shapes {[a.shape for a in plain]}, automatic {[a.shape for a in theirs]}"
-    else:
-        problem = ""
-    if problem or isinstance(theirs, Exception):
-        return Look(*functions, *operands, plain, plain, plain, [], [], [], list, (), problem)
-    precise = run(forward, variables, fixed, double=True)
+        return f"automatic raised {words(theirs)}"
+    if [a.shape for a in plain] != [a.shape for a in theirs]:
+        return f"manual returns shapes {[a.shape for a in plain]}, automatic {[a.shape for a in theirs]}"
+    forward = Double(programs[1], (variables, fixed), programs[2])
+    precise, notes = forward.first, []
     if isinstance(precise, Exception):
         notes.append(f"automatic does not run in float64 ({words(precise)}): its own dtype is the reference")
         precise = theirs
-    elif any(is_inexact(a) and a.dtype.itemsize < 8 for a in precise):
+    elif forward.kept:
+        notes.append(f"{', '.join(forward.kept)} cannot run in float64: there the reference is as exact as automatic")
+    elif not forward.exact:
         notes.append("automatic returns less than float64 for float64 arguments: the reference may be inexact")
-    automatic_result = run(backward, *operands)
-    if isinstance(automatic_result, Exception):
-        notes.append(f"automatic has no gradient ({words(automatic_result)}): finite differences judge manual")
-    reference = run(backward, *operands, double=True)
+    automatic = run(backward[1], *operands)
+    pull = Double(backward[1], operands, backward[2])
+    reference, tangent = pull.first, None
+    if isinstance(automatic, Exception):
+        why, automatic = automatic, run(backward[2], *operands)
+        tangent = functools.cache(lambda: _pushed(call, functions, operands))
+        if isinstance(reference, Exception) and isinstance(automatic, Exception):
+            reference = _by_forward_mode(tangent(), operands, precise)
+            if isinstance(reference, Exception):
+                notes.append(f"automatic has no gradient ({words(why)}): finite differences judge manual")
+            else:
+                notes.append(f"automatic has no reverse mode ({words(why)}): forward mode is the reference")
     if isinstance(reference, Exception):
-        reference = automatic_result
-    program = functools.partial(pull_back, call, manual)
-    result, again = run(program, *operands), run(program, *operands)
+        reference = automatic
+    result, again = run(backward[0], *operands), run(backward[0], *operands)
+    differs = []
     if not isinstance(result, Exception) and not isinstance(again, Exception):
-        for name, one, other in zip(call.names, result[len(plain) :], again[len(plain) :], strict=True):
-            if one.tobytes() != other.tobytes():
-                notes.append(f"{name}: two runs of manual differ, so the rule is not deterministic")
+        pairs = zip(call.names, result[len(plain) :], again[len(plain) :], strict=True)
+        differs = [name for name, one, other in pairs if one.tobytes() != other.tobytes()]
 
     @functools.cache
     def sizes() -> list[float]:
-        gradients = natural_sizes(backward, operands, rng)
+        gradients = natural_sizes(pull, operands, rng)
         return [*value_sizes(forward, operands, precise, rng), *gradients[len(plain) :]] if gradients else []
 
+    @functools.cache
+    def noise() -> list[float]:
+        exact = pull.exact or tangent is not None
+        return [] if exact or isinstance(automatic, Exception) else _noise(backward[1], operands, automatic, rng)
+
     return Look(
-        *functions,
+        call,
+        functions,
         *operands,
         plain,
         theirs,
         precise,
         result,
-        automatic_result,
+        automatic,
         reference,
+        forward,
+        pull,
+        functools.cache(lambda: Double(backward[0], operands, _refuse)),
         sizes,
+        noise,
+        tangent,
+        tuple(differs),
         tuple(notes),
     )
+
+
+def _refuse(*operands: Any) -> Any:
+    """A rule whose jaxpr cannot be evaluated in float64 is not called under x64: its code may write out dtypes."""
+    raise TypeError("not in float64")
 
 
 def ask_in_float32(own: Look, cotangent: Any, rng: np.random.Generator) -> Look | None:
@@ -341,12 +252,60 @@ def ask_in_float32(own: Look, cotangent: Any, rng: np.random.Generator) -> Look 
     if all(variable.dtype.itemsize >= 4 for variable in own.variables):
         return None
     variables, fixed = (tuple(widen(leaf, 4) for leaf in part) for part in (own.variables, own.fixed))
-    plain = run(functools.partial(outputs, own.call, own.manual_function), variables, fixed)
+    plain = run(functools.partial(outputs, own.call, own.functions.manual), variables, fixed)
     if isinstance(plain, Exception) or [a.shape for a in plain] != [a.shape for a in own.plain_manual]:
         return None
-    functions = own.manual_function, own.automatic_function
-    look = ask(own.call, *functions, variables, fixed, cotangent, plain, rng)
-    return None if look.problem or isinstance(look.manual, Exception) else look
+    look = ask(own.call, own.functions, variables, fixed, cotangent, plain, rng)
+    return None if isinstance(look, str) or isinstance(look.manual, Exception) else look
+
+
+# Slopes by forward mode
+
+
+def _pushed(call: Call, functions: Functions, operands: tuple) -> Double:
+    """The slope along tangents, by forward mode, in float64."""
+    tangents = [jnp.zeros_like(v) for v in operands[0]]
+    return Double(functools.partial(push_forward, call, functions.automatic), (*operands, tangents), _refuse)
+
+
+def _by_forward_mode(pushed: Double, operands: tuple, values: Arrays) -> Arrays | Exception:
+    """The values and a gradient put together from the slopes along each entry."""
+    variables = operands[0]
+    if pushed.wide is None or not pushed.exact:
+        return pushed.problem or TypeError("no forward mode in float64")
+    if sum(v.size for v in variables) > _MOST_TANGENTS:
+        return ValueError("too many entries for forward mode")
+    gradients = []
+    for at, variable in enumerate(variables):
+        is_complex = np.iscomplexobj(variable)
+        gradient = np.zeros(variable.size, np.complex128 if is_complex else np.float64)
+        for start in range(0, variable.size, 256):
+            unit = np.eye(variable.size)[start : start + 256].reshape(-1, *variable.shape)
+            repeated = _repeated(operands, len(unit))
+            for factor in (1, 1j) if is_complex else (1,):
+                still = [np.zeros((len(unit), *v.shape)) for v in variables]
+                moved = [*still[:at], factor * unit, *still[at + 1 :]]
+                slopes = pushed.many(*repeated, moved)
+                if isinstance(slopes, Exception):
+                    return slopes
+                # The gradient g of a real sum is such that its slope along d is Re(g d).
+                gradient[start : start + 256] += np.conj(factor) * slopes[0]
+        gradients.append(gradient.reshape(variable.shape))
+    return [*values, *gradients]
+
+
+def _repeated(operands: Any, times: int) -> Any:
+    """The operands, each with a new axis in front, floats in float64."""
+
+    def repeat(leaf: Any) -> Any:
+        if not is_inexact(leaf):
+            return jnp.broadcast_to(leaf, (times, *leaf.shape))
+        return np.broadcast_to(in_double(leaf), (times, *leaf.shape))
+
+    return jax.tree.map(repeat, operands)
+
+
+# How large entries are where nothing cancels, and how far rounding moves them
 
 
 def natural_sizes(program: Callable, operands: tuple, rng: np.random.Generator) -> list[float]:
@@ -355,7 +314,7 @@ def natural_sizes(program: Callable, operands: tuple, rng: np.random.Generator) 
     largest: list[float] = []
     for _ in range(3):
         signed = [[c * jnp.asarray(_signs(rng, c).astype(c.dtype)) for c in part] for part in linear]
-        results = run(program, variables, fixed, *signed, double=True)
+        results = program(variables, fixed, *signed)
         if isinstance(results, Exception):
             return []
         largest = [
@@ -369,13 +328,38 @@ def value_sizes(program: Callable, operands: tuple, values: Arrays, rng: np.rand
     variables, fixed, _ = operands
     step = 1e-6
     moved = tuple(in_double(v) * (1 + step * _signs(rng, v)) for v in variables)
-    results = run(program, moved, fixed, double=True)
+    results = program(moved, fixed)
     if isinstance(results, Exception):
         return [0.0] * len(values)
     return [
         largest_entry((in_double(a) - in_double(b)) / step) if is_inexact(a) else 0.0
         for a, b in zip(results, values, strict=True)
     ]
+
+
+def _noise(program: Callable, operands: tuple, own: Arrays, rng: np.random.Generator) -> list[float]:
+    """How far results move when they are computed otherwise: arguments moved by one eps, cotangents in two parts."""
+    variables, fixed, cotangents = operands
+    moved = [0.0] * len(own)
+
+    def include(results: Arrays | Exception) -> None:
+        if not isinstance(results, Exception):
+            for at, (one, other) in enumerate(zip(results, own, strict=True)):
+                if is_inexact(one):
+                    moved[at] = max(moved[at], largest_entry(in_double(one) - in_double(other)))
+
+    for _ in range(3):
+        steps = [v * jnp.asarray(1 + float(jnp.finfo(v.dtype).eps) * _signs(rng, v), v.dtype) for v in variables]
+        include(run(program, tuple(steps), fixed, cotangents))
+        masks = [jnp.asarray(_signs(rng, c) > 0) for c in cotangents]
+        parts = [
+            run(program, variables, fixed, [jnp.where(m == side, c, 0) for m, c in zip(masks, cotangents, strict=True)])
+            for side in (True, False)
+        ]
+        if not any(isinstance(part, Exception) for part in parts):
+            sums: Any = [a + b if is_inexact(a) else a for a, b in zip(*parts, strict=True)]
+            include([*own[: len(own) - len(variables)], *sums[len(own) - len(variables) :]])
+    return moved
 
 
 def natural_size(sizes: Callable[[], list[float]], at: int) -> float:
@@ -405,8 +389,3 @@ def normal(rng: np.random.Generator, like: Any) -> np.ndarray:
     values = rng.standard_normal(like.shape)
     is_complex = jnp.issubdtype(like.dtype, jnp.complexfloating)
     return values + 1j * rng.standard_normal(like.shape) if is_complex else values
-
-
-def words(error: Exception) -> str:
-    """An exception in one line."""
-    return f"{type(error).__name__}: {in_one_line(error)}"

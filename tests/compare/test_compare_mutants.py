@@ -173,9 +173,9 @@ def arguments(function, mistakes, shapes, dtype) -> list:
     raise AssertionError("no data on which every mistake shows")
 
 
-def alarms(manual, automatic, args) -> tuple[Any, ...]:
+def alarms(manual, automatic, args, probe=False) -> tuple[Any, ...]:
     """Whether each of the tools complains, and the hints of ours."""
-    report = compare(manual, *args, automatic=automatic, transforms=(), time=False, memory=False)
+    report = compare(manual, *args, automatic=automatic, transforms=(), probe=probe, time=False, memory=False)
     theirs = []
     for check in OTHERS.values():
         with warnings.catch_warnings():
@@ -234,7 +234,7 @@ def count(geometries: int) -> Counts:
                     found.unnamed.append(case)
     for seed in range(geometries):
         text, manual, automatic, args = random_case(seed)
-        *raised, hints = alarms(manual, automatic, args)
+        *raised, hints = alarms(manual, automatic, args, probe=True)
         add(found.false[group(args[0].dtype)], (1, *raised))
         if raised[0]:
             found.wrong.append(f"{text}: {hints}")

@@ -163,6 +163,14 @@ def test_train_digits_learns_and_compares_both_rules(tmp_path: Path) -> None:
 
 
 @pytest.mark.exhaustive
+def test_check_a_pallas_kernel_finds_the_lost_rows(tmp_path: Path) -> None:
+    result = run_python(tmp_path, str(EXAMPLES / "check_a_pallas_kernel.py"))
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "index 16:19 along axis 0 of the output does not reach weight: a tile's edge" in result.stdout
+    assert "WRONG: case 2, case 3 (2 of 4 cases)" in result.stdout and "ok: all 4 cases" in result.stdout
+
+
+@pytest.mark.exhaustive
 def test_train_digits_is_seeded(tmp_path: Path, idx_folder: Path) -> None:
     runs = "for seed in '556': sys.argv[1:] = '--data', 'mnist', '--epochs', '1', '--seed', seed; train_digits.main()"
     result = run_python(tmp_path, "-c", f"import sys, train_digits\n{runs}")
