@@ -160,13 +160,18 @@ def _devices(ctx: Any) -> tuple[Any, ...] | None:
     """As many devices as XLA partitions the program for, or None where it must partition the op's inside."""
     context = ctx.module_context.axis_context
     if hasattr(context, "manual_axes"):
-        return tuple(jax.devices()[:1]) if len(context.manual_axes) == len(context.mesh.axis_names) else None
+        return (None,) if len(context.manual_axes) == len(context.mesh.axis_names) else None
     count = getattr(context, "num_devices", 1)
-    # Which ones does not matter: shardings count them. JAX tells only primitives of its own.
-    devices = getattr(context, "device_assignment", None) or tuple(jax.devices())[:count]
-    exported = ctx.module_context.lowering_parameters.for_export
-    can = not exported and getattr(jax.config, "jax_use_shardy_partitioner", True) and len(devices) == count
-    return devices if can or count == 1 else None
+    if count == 1:
+        return (None,)
+    if ctx.module_context.lowering_parameters.for_export or not getattr(jax.config, "jax_use_shardy_partitioner", True):
+        return None
+    try:
+        # Which ones does not matter: shardings count them. JAX tells only primitives of its own.
+        devices = context.device_assignment or jax.devices(ctx.module_context.platforms[0])
+    except RuntimeError:
+        return None  # lowered for a platform that is not here
+    return tuple(devices[:count]) if len(devices) >= count else None
 
 
 def _partitioned(

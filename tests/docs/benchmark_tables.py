@@ -106,6 +106,21 @@ def program_table(record: dict[str, Any]) -> str:
     return f"{markdown(rows)}\n\n{compile_time(cases)}"
 
 
+def device_table(record: dict[str, Any]) -> str:
+    """A row for each layout: what a device is sent in one step of all programs."""
+    rows = [
+        ["layout", "steps", "automatic: MiB sent", "collectives", "jaxbp: MiB sent", "collectives", "largest ratio"]
+    ]
+    for layout in dict.fromkeys(case["layout"] for case in record["cases"]):
+        pairs = [(c["automatic"], c["manual"]) for c in record["cases"] if c["layout"] == layout and c["automatic"]]
+        sums = [str(len(pairs))]
+        for rule in zip(*pairs, strict=True):
+            sums += [f"{sum(one['bytes'] for one in rule) / 2**20:.1f}", str(sum(one["collectives"] for one in rule))]
+        ratio = max(manual["bytes"] / automatic["bytes"] for automatic, manual in pairs)
+        rows.append([layout, *sums, f"{ratio:.2f}"])
+    return markdown(rows)
+
+
 def compile_time(cases: list[dict[str, Any]]) -> str:
     """How much longer compiling takes."""
     pairs = [(c["compile_seconds"]["manual"], c["compile_seconds"]["automatic"]) for c in cases]
@@ -121,6 +136,8 @@ def summary() -> str:
     parts = []
     for file in sorted(RESULTS.glob("cpu-*.json"), key=lambda file: (file.stem != "cpu-suite", file.stem)):
         record = load(file.stem)
+        if "devices" in record:
+            continue
         columns = families(record["cases"]) if is_layers(record) else {c["name"]: [c] for c in record["cases"]}
         rows = [["single layers" if is_layers(record) else "whole programs", *columns]]
         for other in measured(record["cases"]):
@@ -134,7 +151,8 @@ def block(name: str) -> str:
     if name == "summary":
         return summary()
     record = load(name)
-    return f"{origin(record)}\n\n{layer_table(record) if is_layers(record) else program_table(record)}"
+    table = device_table if "devices" in record else layer_table if is_layers(record) else program_table
+    return f"{origin(record)}\n\n{table(record)}"
 
 
 def filled(text: str) -> str:

@@ -9,6 +9,8 @@ import jax
 import pytest
 from benchmark_tables import RESULTS, block, filled, load, measured, program_table
 
+import jaxbp
+
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
@@ -35,13 +37,19 @@ def readers_jax():
         yield
 
 
+@pytest.fixture
+def in_an_empty_folder(tmp_path, monkeypatch):
+    """What a reader writes lands there, and no measured plan stays in use."""
+    monkeypatch.chdir(tmp_path)
+    yield
+    jaxbp.use_plans(None)
+
+
 @pytest.mark.parametrize("path", [p for p in DOCUMENTS if blocks(p)], ids=lambda path: path.name)
-def test_every_block_runs_and_prints_what_it_says(path, readers_jax):
-    """The README's blocks run each by itself, those of the other documents in order in one session."""
+def test_every_block_runs_and_prints_what_it_says(path, readers_jax, in_an_empty_folder):
+    """A document's blocks run in order, in one session."""
     names: dict = {}
     for code, output in blocks(path):
-        if path == README:
-            names = {}
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
             exec(compile(code, path.name, "exec"), names)

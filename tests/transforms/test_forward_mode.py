@@ -466,7 +466,7 @@ def test_nested_blocks_and_other_threads():
     assert not moves()
 
 
-@pytest.mark.parametrize("enabled", [None, 1, "yes", jaxbp.relu], ids=repr)
+@pytest.mark.parametrize("enabled", [None, 1, "yes", jaxbp.relu], ids=["None", "1", "yes", "a function"])
 def test_what_is_neither_true_nor_false(enabled):
     with pytest.raises(TypeError, match=r"forward_mode: enabled=.* must be True or False; .*@forward_mode\(\)"):
         jaxbp.forward_mode(enabled)
