@@ -13,7 +13,9 @@ from jax.sharding import PartitionSpec as P
 import jaxbp
 from cases import POOLS, integers
 from jaxbp import automatic
+from jaxbp._bench import _devices
 from jaxbp._bench._devices import collectives
+from jaxbp._bench._suite import CASES
 from jaxbp._partition import _mesh_of
 
 PARTITIONED = "CustomSPMDPartitioning"
@@ -494,3 +496,21 @@ def test_shardings_are_understood(shape):
         ours, (axes, _) = _mesh_of(hlo, [3, 1], devices)
         found = NamedSharding(ours, P(*(one or None for one in axes)))
         assert found.devices_indices_map((24, 24, 48)) == sharding.devices_indices_map((24, 24, 48))
+
+
+# ------------------------------------------------------------------------------------------- the benchmark's layers
+
+FAMILIES = {case.family: case for case in reversed(CASES) if not case.pools}
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("family", FAMILIES)
+def test_layers_of_the_suite_send_what_lax_sends(family):
+    """One layer of each family in every layout: bytes, and temporary memory."""
+    for row in _devices.measure_item(FAMILIES[family], "float32", 0.0, 8):
+        if row.automatic is None:
+            continue
+        times = 2 if row.layout == "spatial" else 1.1
+        assert row.manual.bytes <= times * row.automatic.bytes + (64 << 10), row
+        memory = row.automatic.temporary_bytes
+        assert row.manual.temporary_bytes <= max(1.25 * memory, memory + (32 << 20)), row
