@@ -7,6 +7,7 @@ kernel block by block in float64 and lets JAX differentiate that.
 """
 
 import ctrl_c  # noqa: F401  # isort: skip
+import argparse
 import functools
 
 import jax
@@ -89,6 +90,7 @@ def all_rows(rows):
 
 def main() -> int:
     """Compare the op with the mistake, then the repaired one, just below, at and above a tile."""
+    argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0]).parse_args()
     weight = 1 + 0.1 * jax.random.normal(jax.random.key(1), (16,))
     cases = [
         (jax.random.normal(jax.random.key(rows), (rows, 16)), weight) for rows in (TILE, 2 * TILE, 2 * TILE + 3, 1)

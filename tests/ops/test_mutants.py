@@ -111,9 +111,9 @@ def test_mutant_of_the_rule_is_found(monkeypatch, wrong):
     elif wrong == "gradients exchanged":
         monkeypatch.setattr(_sums, "input_grad", lambda d, k, g, first=None: right(d[::-1], k, g))
     elif wrong == "bias averaged":
-        monkeypatch.setattr("jaxbp._conv._sum_to_channels", lambda delta: delta.mean((0, 1, 2)))
+        monkeypatch.setattr("jaxbp._conv.sum_to_channels", lambda delta: delta.mean((0, 1, 2)))
     else:
-        monkeypatch.setattr("jaxbp._conv._sum_to_channels", lambda delta: delta[0].sum((0, 1)))
+        monkeypatch.setattr("jaxbp._conv.sum_to_channels", lambda delta: delta[0].sum((0, 1)))
     assert_both_checks_fail()
 
 

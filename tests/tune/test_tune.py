@@ -471,7 +471,7 @@ def test_models_from_the_command_line(folder, made_up, capsys):
         (["mine.py:step", "--suite"], "not mine.py:step and --suite"),
         (["mine.py:step"], "mine.py:step needs arguments: give --shape"),
         (["mine.py:none", "--shape", "3"], "mine.py has no none"),
-        (["mine.py:step", "--shape", "3"], "but the command line gives 1 arguments"),
+        (["mine.py:step", "--shape", "3"], "but the command line gives 1 array"),
         (["--random", "0"], "--random 0 must be a number of layers, 1 or more"),
         (["--suite", "--seed", "1"], "--seed chooses random layers or arrays"),
         (["--suite", "--shape", "3"], "--shape, --value and --keyword go with a module:function"),
