@@ -133,8 +133,8 @@ def _run(args: argparse.Namespace, chosen: list) -> int:
         return _time_lines(args, record, chosen, _algorithms.measure_choices, _algorithms)
     if args.devices is not None:
         print(_devices.HEADING, flush=True)
-        measure = partial(_devices.measure_item, count=args.devices)
-        return _time_lines(args, record | {"devices": args.devices}, chosen, measure, _devices)
+        one = partial(_devices.measure_item, count=args.devices)
+        return _time_lines(args, record | {"devices": args.devices}, chosen, one, _devices)
     if args.loops or args.populations:
         return _time_lines(args, record, chosen, _populations.measure_setup, _populations)
     if args.per_example:
