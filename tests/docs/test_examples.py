@@ -124,6 +124,7 @@ def test_by_hand_finds_a_mistake(run_here, monkeypatch: pytest.MonkeyPatch, name
     assert "SOME DIFFER by more than 16 eps" in out
 
 
+@pytest.mark.exhaustive
 def test_gauss_newton_learns_and_agrees(tmp_path: Path) -> None:
     result = run_python(tmp_path, str(EXAMPLES / "gauss_newton.py"), "--steps", "6")
     assert result.returncode == 0, result.stdout + result.stderr
@@ -134,6 +135,7 @@ def test_gauss_newton_learns_and_agrees(tmp_path: Path) -> None:
     assert len(re.findall(r"^\w+\.\w+ .* eps$", result.stdout, re.MULTILINE)) == 6
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", ["dense", "max_pool"])
 def test_gauss_newton_finds_a_mistake(run_here, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     right = getattr(jaxbp, name)
@@ -322,6 +324,7 @@ def test_ctrl_c_before_the_first_step_writes_nothing(tmp_path: Path, training: s
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.exhaustive
 def test_backward_rules_learn_and_share_out(tmp_path: Path) -> None:
     result = run_python(tmp_path, str(EXAMPLES / "backward_rules.py"), "--epochs", "5", "--seed", "1")
     assert result.returncode == 0, result.stderr

@@ -45,7 +45,13 @@ def in_an_empty_folder(tmp_path, monkeypatch):
     jaxbp.use_plans(None)
 
 
-@pytest.mark.parametrize("path", [p for p in DOCUMENTS if blocks(p)], ids=lambda path: path.name)
+# Some documents have a test of their own.
+TESTED_ELSEWHERE = {"rules_and_norms.md"}
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in DOCUMENTS if blocks(p) and p.name not in TESTED_ELSEWHERE], ids=lambda path: path.name
+)
 def test_every_block_runs_and_prints_what_it_says(path, readers_jax, in_an_empty_folder):
     """A document's blocks run in order, in one session."""
     names: dict = {}
