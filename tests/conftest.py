@@ -12,6 +12,7 @@ if "JAXBP_EXAMPLES" not in os.environ:
     os.environ.setdefault("XLA_FLAGS", flags)
 
 import jax
+import pytest
 from hypothesis import HealthCheck, settings
 
 jax.config.update("jax_num_cpu_devices", 8)
@@ -30,3 +31,20 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("jaxbp")
+
+# Its multiples are spread evenly over [0, 1), and so are every second, third, ... of them: rows and columns of a table.
+GOLDEN = (5**0.5 - 1) / 2
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Of the cases of a test that is marked `sampled(n)`, about n run by default; the others are exhaustive."""
+    tables = {}
+    for item in items:
+        marker = item.get_closest_marker("sampled")
+        if marker and not item.get_closest_marker("exhaustive"):
+            tables.setdefault((item.parent, item.originalname), (marker.args[0], []))[1].append(item)
+    for most, cases in tables.values():
+        for i, item in enumerate(cases):
+            if (i * GOLDEN) % 1 * len(cases) >= most:
+                item.add_marker("exhaustive")

@@ -110,6 +110,7 @@ def check(name, shape, arguments):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize("name", LAYERS)
 def test_convolutions(name):
     shape, arguments = LAYERS[name]

@@ -125,6 +125,7 @@ def outcome(function, *args, **words):
         return error
 
 
+@pytest.mark.sampled(14)
 @pytest.mark.parametrize(
     ("table", "argument"), [(table, argument) for table in TABLES for argument in TABLES[table][3]]
 )
@@ -233,6 +234,7 @@ EMPTY_WINDOWS = {
 }
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("reduction", ["max", "min", "add"])
 @pytest.mark.parametrize("name", EMPTY_WINDOWS)
 def test_empty_windows_under_swap_lax(name, reduction):
@@ -349,6 +351,7 @@ EMPTY_LAYERS = {
 }  # fmt: skip
 
 
+@pytest.mark.sampled(12)
 @pytest.mark.parametrize("name", EMPTY_LAYERS)
 def test_empty_layers_of_the_adapters(name):
     ours, theirs, x = EMPTY_LAYERS[name]

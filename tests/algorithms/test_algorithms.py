@@ -231,6 +231,7 @@ def fitted(form: Form, case: Conv) -> Conv:
     return case
 
 
+@pytest.mark.sampled(16)
 @pytest.mark.parametrize("form", FORMS, ids=name_of)
 @settings(max_examples=max(6, settings.default.max_examples // 3), suppress_health_check=[HealthCheck.filter_too_much])
 @given(case=convolutions())
@@ -238,6 +239,7 @@ def test_algorithm_equals_loops(form, case):
     check(form, fitted(form, case))
 
 
+@pytest.mark.sampled(9)
 @pytest.mark.parametrize("form", [f for f in FORMS if f.algorithm in TILED], ids=name_of)
 @pytest.mark.parametrize("elements", [1, pytest.param(1 << 10, marks=pytest.mark.exhaustive)])
 @settings(max_examples=8, suppress_health_check=[HealthCheck.filter_too_much])
@@ -284,6 +286,7 @@ def test_every_algorithm_is_tested():
     assert files - tested == {"init__", "compiler_faults", "memory", "pools", "tiles", "upsample", "windows"}
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("channels, features", [(3, 256), (256, 3), (64, 64), (300, 256), (1, 1)])
 @pytest.mark.parametrize("positions", [0, 1, 700, 768, 3072, 3073])
 def test_sum_over_positions(positions, channels, features):

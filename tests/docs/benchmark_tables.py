@@ -18,6 +18,12 @@ ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "docs" / "results"
 DOCUMENTS = ("README.md", "BENCHMARKS.md")
 BLOCK = re.compile(r"(<!-- results: ([\w-]+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
+# Families of `bench --loops` and `--populations`, in README's words.
+FAMILIES = {
+    "scan": "training steps of small networks in one `lax.scan`",
+    "vmap(step)": "a step of 4 or 16 small networks under `vmap`",
+    "vmap(scan)": "training steps in a `lax.scan` of 4 or 16 small networks under `vmap`",
+}
 OTHERS = {"automatic": "automatic / jaxbp", "torch": "PyTorch / jaxbp"}
 
 
@@ -72,10 +78,13 @@ def markdown(rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in lines)
 
 
-def origin(record: dict[str, Any]) -> str:
-    """The command, the host and the date."""
-    command = re.sub(r" --json \S+", "", record["command"])
-    return f"`{command}`, {record['date']}: {record['machine'].replace(' | ', ', ')}."
+def origin(*records: dict[str, Any]) -> str:
+    """The commands, the host and the date; said once where they are the same."""
+    by_place: dict[str, list[str]] = {}
+    for record in records:
+        place = f"{record['date']}: {record['machine'].replace(' | ', ', ')}."
+        by_place.setdefault(place, []).append(f"`{re.sub(r' --json [^ ]+', '', record['command'])}`")
+    return " ".join(f"{', '.join(commands)}, {place}" for place, commands in by_place.items())
 
 
 def layer_table(record: dict[str, Any]) -> str:
@@ -131,19 +140,32 @@ def compile_time(cases: list[dict[str, Any]]) -> str:
     )
 
 
+def network_table(record: dict[str, Any]) -> str:
+    """A row for each program of small networks in loops or populations: times of the others over jaxbp's."""
+    others = list(dict.fromkeys(other for case in record["cases"] for other in case["ratios"]))
+    rows = [["program", "jaxbp ms", *(f"{other} / jaxbp" for other in others)]]
+    for case in record["cases"]:
+        ratios = [digits(case["ratios"].get(other)) for other in others]
+        rows.append([case["name"], digits(case["ms"]["manual"]), *ratios])
+    means = [[case["ratios"][other] for case in record["cases"] if other in case["ratios"]] for other in others]
+    rows.append(["geometric mean", "", *(digits(geometric_mean(ratios)) for ratios in means)])
+    return markdown(rows)
+
+
 def summary() -> str:
-    """README's table: every result of the default platform in one row of ratios each, PyTorch below the automatic."""
-    parts = []
-    for file in sorted(RESULTS.glob("cpu-*.json"), key=lambda file: (file.stem != "cpu-suite", file.stem)):
-        record = load(file.stem)
-        if "devices" in record:
-            continue
-        columns = families(record["cases"]) if is_layers(record) else {c["name"]: [c] for c in record["cases"]}
-        rows = [["single layers" if is_layers(record) else "whole programs", *columns]]
-        for other in measured(record["cases"]):
-            rows.append([OTHERS[other], *(mean(members, other) for members in columns.values())])
-        parts.append(f"{origin(record)}\n\n{markdown(rows)}")
-    return "\n\n".join(parts)
+    """README's table: a row for all single layers, for each model, and for small networks by transformation."""
+    records = [load(f"cpu-{name}") for name in ("suite", "models", "loops", "populations")]
+    layers, models, *networks = records
+    others = measured(layers["cases"])
+    rows = [["", *(OTHERS[other] for other in others)]]
+    rows.append([f"{len(layers['cases'])} single layers", *(mean(layers["cases"], other) for other in others)])
+    rows += [[f"step of {c['name']}", *(digits(speedup(c, other)) for other in others)] for c in models["cases"]]
+    for family, what in FAMILIES.items():
+        found = [
+            case["ratios"]["automatic"] for record in networks for case in record["cases"] if case["family"] == family
+        ]
+        rows.append([f"{what} ({len(found)} programs)", digits(geometric_mean(found)), *["-"] * (len(others) - 1)])
+    return f"{markdown(rows)}\n\n{origin(*records)}"
 
 
 def block(name: str) -> str:
@@ -151,7 +173,12 @@ def block(name: str) -> str:
     if name == "summary":
         return summary()
     record = load(name)
-    table = device_table if "devices" in record else layer_table if is_layers(record) else program_table
+    if "devices" in record:
+        table = device_table
+    elif "ratios" in record["cases"][0]:
+        table = network_table
+    else:
+        table = layer_table if is_layers(record) else program_table
     return f"{origin(record)}\n\n{table(record)}"
 
 

@@ -188,15 +188,15 @@ def test_all_raw_results_are_shown():
 
 def test_the_chart_is_that_of_the_raw_results():
     shown = (RESULTS / "cpu-suite.svg").read_text()
-    for family, _, ratio, _ in re.findall(
-        r"^\| ([\w -]+) \| (\d+) \| ([\d.]+) \| ([\d.]+) \|", block("cpu-suite"), re.M
-    ):
+    for family, ratio in re.findall(r"^\| ([\w -]+) \| \d+ \| ([\d.]+) \|", block("cpu-suite"), re.M):
         if family != "all":
             assert f">{family}<" in shown and f">{ratio}<" in shown, family
 
 
 def test_pytorch_has_columns_where_it_was_timed():
     record = load("cpu-models")
+    for case in record["cases"]:
+        case["parts"]["forward + gradients"].pop("torch_over_manual", None)
     assert measured(record["cases"]) == ["automatic"]
     for case in record["cases"]:
         case["parts"]["forward + gradients"]["torch_over_manual"] = {"median": 3.0, "best": 3.0, "rounds": 6}

@@ -19,6 +19,7 @@ def run_the_page() -> dict:
     return names
 
 
+@pytest.mark.exhaustive
 def test_the_code_runs(capsys) -> None:
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         names = run_the_page()

@@ -23,6 +23,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 import jaxbp
 
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.exhaustive
 
 
 @pytest.fixture(scope="module")

@@ -383,6 +383,7 @@ def test_the_film_fills_the_gradient_pixel_by_pixel(tmp_path):
     assert np.mean(np.asarray(first) < 90) < np.mean(np.asarray(last) < 90)
 
 
+@pytest.mark.exhaustive
 def test_the_film_of_a_large_case_is_short(tmp_path):
     pytest.importorskip("matplotlib")
     image = pytest.importorskip("PIL.Image")

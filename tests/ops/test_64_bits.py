@@ -108,6 +108,7 @@ def assert_like_twin(got, op: Op, function, arrays) -> None:
         np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-12, atol=1e-12 * np.abs(b).max(initial=1))
 
 
+@pytest.mark.sampled(10)
 @pytest.mark.parametrize("name", CASES)
 def test_jitted(name):
     op = CASES[name]
@@ -116,6 +117,7 @@ def test_jitted(name):
     assert_like_twin(got, op, value_and_gradients, arrays)
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("name", [*OPS, "tiles", "largest magnitude", "adaptive maximum, long windows"])
 def test_eager(name):
     op = CASES[name]
@@ -173,6 +175,7 @@ MAPS = {
 }
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("name", MAPS)
 @pytest.mark.parametrize("wrap", [lambda f: f, jax.jit, jax.vmap], ids=["eager", "jit", "vmap"])
 def test_gradient_maps(name, wrap):

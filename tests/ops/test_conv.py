@@ -79,6 +79,7 @@ def test_equals_loops_eagerly(name):
     check_against_loops(CONVS[name])
 
 
+@pytest.mark.sampled(14)
 @pytest.mark.parametrize("name", [name for name, case in CONVS.items() if lax_is_right(*case)])
 def test_equals_twin(name):
     check_against_twin(CONVS[name], jax.jit)

@@ -63,6 +63,7 @@ LAYOUT_CASES = [
 ] + [("asymmetric padding", layout) for layout in LAYOUTS[2]]
 
 
+@pytest.mark.sampled(18)
 @pytest.mark.parametrize(
     ("name", "layout"), LAYOUT_CASES, ids=[f"{n}-{'.'.join(d or ['None'])}" for n, d in LAYOUT_CASES]
 )
@@ -225,6 +226,7 @@ def as_keywords(arguments) -> dict:
     return arguments if isinstance(arguments, dict) else dict(zip(names, arguments, strict=False))
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("name", TRANSPOSED)
 def test_conv_transpose_equals_lax(name):
     lhs_shape, rhs_shape, arguments = TRANSPOSED[name]

@@ -41,6 +41,7 @@ def squares(gradients):
     return np.sum(gradients.reshape(len(gradients), -1) ** 2, axis=1) if gradients.size else np.zeros(len(gradients))
 
 
+@pytest.mark.sampled(14)
 @pytest.mark.parametrize("name", SOME)
 def test_gradients_and_norms_over_the_table(name):
     case = BATCHED[name]
@@ -135,6 +136,7 @@ def test_transformations_of_norms():
 # ---------------------------------------------------------------------------------------------------------- norms=
 
 
+@pytest.mark.sampled(16)
 @pytest.mark.parametrize("name", SOME)
 @pytest.mark.parametrize("with_bias", [pytest.param(False, marks=pytest.mark.exhaustive), True])
 def test_norms_of_conv(name, with_bias):

@@ -103,6 +103,7 @@ def test_equals_loops_eagerly(name):
     check_all_against_loops(case, inputs, all_pools(jaxbp, case, inputs))
 
 
+@pytest.mark.sampled(12)
 @each_case
 def test_winners(case):
     """Winners, the gradient map, and unpooling: what pooling read is written back to its place."""
@@ -129,6 +130,7 @@ def test_winners(case):
     assert_exact(dvalues, expected_dvalues)
 
 
+@pytest.mark.sampled(12)
 @each_case
 def test_avg_pool_grad(case):
     shape = loops.pool("sum", np.zeros(case.inputs), case.window, **case.arguments)[0].shape
@@ -156,6 +158,7 @@ def test_any_divisor(divisor):
     check_against_loops("avg_pool", dict(divisor_override=divisor), case, integers(1, case.inputs))
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("name", ADAPTIVE)
 @pytest.mark.parametrize("kind", ["avg", "max"])
 def test_adaptive(kind, name):
@@ -277,6 +280,7 @@ def test_ceil_mode_refuses_padding_that_crops_the_end():
 # -------------------------------------------------------------------------------------- dtypes and what is kept
 
 
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
 @pytest.mark.parametrize("op", KINDS)
 def test_dtypes(op, dtype):

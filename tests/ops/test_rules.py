@@ -30,6 +30,7 @@ SOME = [
 ]  # fmt: skip
 
 
+@pytest.mark.sampled(10)
 @pytest.mark.parametrize("name", SOME)
 def test_the_gradient_as_a_rule_is_convs_own(name):
     case = CONVS[name]

@@ -81,6 +81,7 @@ def compiles_once(compiled, function, *arguments):
     assert compiled() == before
 
 
+@pytest.mark.sampled(10)
 @pytest.mark.parametrize("name", CASES)
 def test_gradients(compiled, name):
     op = CASES[name]
@@ -95,6 +96,7 @@ def test_under_transformations(compiled, name, how):
     compiles_once(compiled, how, op, op.arrays())
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", MAPS)
 def test_gradient_maps(compiled, name):
     function, shapes = MAPS[name]

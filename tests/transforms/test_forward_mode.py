@@ -85,6 +85,7 @@ def modes(f, some, dx):
     }
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("name", OPS)
 def test_modes(name):
     """In one compiled program; the twin's outside of the block."""
@@ -136,6 +137,7 @@ def test_called_eagerly(compiled, name):  # noqa: F811
     close(dz, jax.jvp(function_of(op, jaxbp.automatic), some, dx)[1])
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16], ids=str)
 @pytest.mark.parametrize("name", KINDS)
 def test_short_dtypes(name, dtype):
@@ -227,6 +229,7 @@ LINEAR = {
 }
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("name", LINEAR)
 def test_linear_transpose(name):
     """By the backward rule: the very numbers of a pullback outside of the block."""
@@ -242,6 +245,7 @@ def test_linear_transpose_of_a_convolution_outside_says_what_to_do():
         jax.linear_transpose(LINEAR["conv"], normal(0, (2, 5, 4, 2)))(normal(0, (2, 3, 2, 3)))
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", KINDS)
 def test_jet(name):
     """Taylor coefficients up to the third; JAX's own where it has them for the twin, else nested jvp."""

@@ -62,6 +62,7 @@ def used_twice(op, ops, wrap, first, second):
     return jax.grad(loss)(jnp.array([1.25, 0.75]))
 
 
+@pytest.mark.sampled(20)
 @pytest.mark.parametrize(
     ("name", "wrapper"),
     [
@@ -132,6 +133,7 @@ def test_a_bias_and_an_image_of_one_jitted_layer():
 # ------------------------------------------------------------------------------- what is kept, and when
 
 
+@pytest.mark.sampled(9)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=str)
 @pytest.mark.parametrize("name", OPS)
 def test_no_more_is_kept_than_by_lax(name, dtype):
@@ -349,6 +351,7 @@ def test_a_checkpointed_solve(kind):
 # ------------------------------------------------------------------------------- pullbacks
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("name", OPS)
 def test_pullbacks_are_linear_and_can_be_transposed(name):
     """Implicit differentiation, and jvp by two transpositions, transpose a pullback."""

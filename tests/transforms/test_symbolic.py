@@ -72,6 +72,7 @@ def pulled_back(function):
     return both
 
 
+@pytest.mark.sampled(9)
 @pytest.mark.parametrize("case", CONVS, ids=str)
 def test_convolutions(case):
     rank = len(case.window)
@@ -98,6 +99,7 @@ def test_convolutions(case):
         assert_exact(dkernel, expected_dkernel)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("padding", ["SAME", "VALID", ((1, 2),)], ids=str)
 @pytest.mark.parametrize("strides", STRIDES)
 def test_transposed_convolutions(padding, strides):
@@ -122,6 +124,7 @@ def test_transposed_convolutions(padding, strides):
         assert_exact(dkernel, expected_dkernel)
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("case", POOLS, ids=str)
 def test_pools(case):
     """All pools of one window in one program."""
