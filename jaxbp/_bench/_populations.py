@@ -30,7 +30,7 @@ from ._models import (
 from ._programs import wait_on_cpu
 
 STEPS = 4
-MEMBERS = (1, 4, 16)
+MEMBERS = (4, 16)
 MANUAL, AUTOMATIC, LOOP, MAP = "manual", "automatic", "Python loop", "lax.map"
 
 
