@@ -11,9 +11,9 @@ from ._interrupt import watch
 
 COMMANDS = {
     "bench": ("jaxbp._bench", "time the hand-written rules against the automatic ones"),
-    "compare": ("jaxbp._compare._command", "check a hand-written rule: right, exact, fast, small?"),
+    "compare": ("jaxbp._compare._command", "check a hand-written rule: its values, errors, time and memory"),
     "tune": ("jaxbp._tune._command", "find the fastest algorithm for each convolution, on this machine"),
-    "explain": ("jaxbp._explain", "show one small op, forward and backward, in text, page or picture"),
+    "explain": ("jaxbp._explain", "show a small case of an op, forward and backward, as text, page or picture"),
 }
 
 

@@ -81,7 +81,7 @@ _tanh.defvjp(keeping_64_bits(_tanh_fwd), keeping_64_bits(_tanh_bwd))
 def relu(x: jax.Array) -> jax.Array:
     """The rectifier, with a hand-written backward rule.
 
-    `a = max(z, 0)`; `dJ/dz = delta` where z > 0, else 0 (also at 0 itself).
+    `y = max(x, 0)`; `dJ/dx = delta` where x > 0, else 0 (also at 0 itself).
 
     Args:
       x: an array of any shape and real dtype.
@@ -108,7 +108,7 @@ def relu(x: jax.Array) -> jax.Array:
 def sigmoid(x: jax.Array) -> jax.Array:
     """The logistic sigmoid, with a hand-written backward rule.
 
-    `a = 1 / (1 + exp(-z))`; `dJ/dz = delta a (1 - a)`.
+    `y = 1 / (1 + exp(-x))`; `dJ/dx = delta y (1 - y)`.
 
     Args:
       x: an array of any shape and floating-point dtype.
@@ -135,7 +135,7 @@ def sigmoid(x: jax.Array) -> jax.Array:
 def tanh(x: jax.Array) -> jax.Array:
     """The hyperbolic tangent, with a hand-written backward rule.
 
-    `a = tanh(z)`; `dJ/dz = delta (1 - a^2)`.
+    `y = tanh(x)`; `dJ/dx = delta (1 - y^2)`.
 
     Args:
       x: an array of any shape and floating-point dtype.

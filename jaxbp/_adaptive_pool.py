@@ -96,7 +96,7 @@ _max.defvjp(keeping_64_bits(_max_fwd), keeping_64_bits(_max_bwd), keeping_64_bit
 def adaptive_avg_pool(inputs: jax.Array, output_shape: Sequence[int]) -> jax.Array:
     """Average pooling to an output of given size; global average pooling is the case of size 1.
 
-    `y[o] = mean of a[i]` for `floor(o n / m) <= i < ceil((o + 1) n / m)` along every spatial axis.
+    `y[o] = mean of x[i]` for `floor(o n / m) <= i < ceil((o + 1) n / m)` along every spatial axis.
 
     Args:
       inputs: (*batch, *spatial, C), with or without batch axes, floating-point.
@@ -129,7 +129,7 @@ def adaptive_avg_pool(inputs: jax.Array, output_shape: Sequence[int]) -> jax.Arr
 def adaptive_max_pool(inputs: jax.Array, output_shape: Sequence[int]) -> jax.Array:
     """Max pooling to an output of given size; global max pooling is the case of size 1.
 
-    `y[o] = max of a[i]` for `floor(o n / m) <= i < ceil((o + 1) n / m)` along every spatial axis. Ties and NaN as
+    `y[o] = max of x[i]` for `floor(o n / m) <= i < ceil((o + 1) n / m)` along every spatial axis. Ties and NaN as
     in `max_pool`: along the last axis first, then the others, which together is row-major order.
 
     Args:

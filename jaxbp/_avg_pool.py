@@ -1,10 +1,10 @@
 """Average, sum and p-norm pooling and their backward rules.
 
-*Average.* `y[o] = sum_t a[s o + d t - p] / m[o]`, where m counts pixels. Each pixel of the window moves the output by
+*Average.* `y[o] = sum_t x[s o + d t - p] / m[o]`, where m counts pixels. Each pixel of the window moves the output by
 1 / m: upsampled evenly, delta / m goes to every one of them. The sum is the case m = 1.
 
-*p-norm.* `y[o] = (sum_t |a[s o + d t - p]|^P)^(1/P)`. By the chain rule through the root and the power, pixel i gets
-`sign(a[i]) |a[i]|^(P-1)` times the evenly upsampled `delta / y^(P-1)`, and 0 where the norm is 0.
+*p-norm.* `y[o] = (sum_t |x[s o + d t - p]|^P)^(1/P)`. By the chain rule through the root and the power, pixel i gets
+`sign(x[i]) |x[i]|^(P-1)` times the evenly upsampled `delta / y^(P-1)`, and 0 where the norm is 0.
 
 A pixel that lies in several windows gets the sum of what they send. Pixels of the padding get nothing.
 """
@@ -89,7 +89,7 @@ def _norm_fwd(w: Window, p: float, x: jax.Array) -> tuple[jax.Array, tuple[jax.A
 
 
 def _norm_bwd(w: Window, p: float, kept: tuple[jax.Array, jax.Array], delta: jax.Array) -> tuple[jax.Array]:
-    """Upsample delta / y^(p-1), and weigh each pixel with its own sign(a) |a|^(p-1)."""
+    """Upsample delta / y^(p-1), and weigh each pixel with its own sign(x) |x|^(p-1)."""
     x, y, wide_delta = (v.astype(sum_dtype(v.dtype)) for v in (*kept, delta))
     share = wide_delta * _power(y, 1 - p)
     dx = jnp.sign(x) * _power(jnp.abs(x), p - 1) * pools.upsample_evenly(share, w)
@@ -117,7 +117,7 @@ def avg_pool_grad(
 ) -> jax.Array:
     """The gradient of average pooling's input: delta / window size upsampled to every pixel of the window.
 
-    `dJ/da[i] = sum of delta[o] / m[o]` over the windows o that i lies in.
+    `dJ/dx[i] = sum of delta[o] / m[o]` over the windows o that i lies in.
 
     Args:
       delta: cotangent of the pooled output, (*batch, *output, C).
@@ -169,7 +169,8 @@ def avg_pool(
 ) -> jax.Array:
     """Average pooling: the mean of every window; each of its pixels gets an equal share of delta.
 
-    `y[o] = sum_t a[s o + d t - p] / m[o]`, where m[o] counts the window's pixels.
+    `y[o] = sum_t x[s o + d t - p] / m[o]`, where m[o] counts the window's pixels, t is a position in the window, s the
+    stride, d the dilation and p the padding before the input.
 
     Args:
       inputs: (*batch, *spatial, C): channels last, with or without batch axes.
@@ -216,7 +217,8 @@ def sum_pool(
 ) -> jax.Array:
     """Sum pooling: the sum of every window; each of its pixels gets delta.
 
-    `y[o] = sum_t a[s o + d t - p]`.
+    `y[o] = sum_t x[s o + d t - p]`, where t is a position in the window, s the stride, d the dilation and p the
+    padding before the input.
 
     Args:
       inputs: (*batch, *spatial, C): channels last, with or without batch axes.
@@ -264,7 +266,8 @@ def lp_pool(
 ) -> jax.Array:
     """Power pooling: the p-norm of every window.
 
-    `y[o] = (sum_t |a[s o + d t - p]|^P)^(1/P)`; its gradient at a norm of 0 is 0.
+    `y[o] = (sum_t |x[s o + d t - p]|^P)^(1/P)`, where P is the argument `p`, t is a position in the window, s the
+    stride, d the dilation and p the padding before the input. The gradient at a norm of 0 is 0.
 
     Args:
       inputs: (*batch, *spatial, C): channels last, with or without batch axes.

@@ -85,7 +85,7 @@ class ClippedGrad:
 def clipped_grad(
     loss: Callable[..., Any], *, l2_clip_norm: Any, has_aux: bool = False, microbatch: int | None = None
 ) -> ClippedGrad:
-    """The sum of the examples' gradients, each clipped to a norm: exact for every model, without a gradient of each.
+    """The sum of the examples' gradients, each clipped to a norm: exact for every model, mostly without one of each.
 
     `sum_n g_n min(1, C / |g_n|)` with `g_n` the gradient of example n's loss and `|g_n|` its norm over all parameters.
 

@@ -2,25 +2,25 @@
 
 The derivation, in one dimension and for one channel. The forward pass is a cross-correlation plus a bias:
 
-    z[o] = sum_t a[o + t] w[t] + b
+    z[o] = sum_t x[o + t] w[t] + b
 
 Let J be what is differentiated in the end, and `delta[o] = dJ/dz[o]`. Every gradient follows from asking
 which outputs a number had a part in.
 
-*Input.* `a[i]` met `w[t]` in the output `o = i - t`, for every t, so
+*Input.* `x[i]` met `w[t]` in the output `o = i - t`, for every t, so
 
-    dJ/da[i] = sum_t delta[i - t] w[t]
+    dJ/dx[i] = sum_t delta[i - t] w[t]
 
 delta's index falls while the weight's rises. To slide a window over delta in the usual way, both rising, read
-the weights from the last to the first: **dJ/da = delta (full) rot180(w)**, where "full" means that delta has
+the weights from the last to the first: **dJ/dx = delta (full) rot180(w)**, where "full" means that delta has
 zeros around it, because `i - t` runs over its edges.
 
-*Kernel.* `w[t]` met `a[o + t]` in every output o, so
+*Kernel.* `w[t]` met `x[o + t]` in every output o, so
 
-    dJ/dw[t] = sum_o a[o + t] delta[o]
+    dJ/dw[t] = sum_o x[o + t] delta[o]
 
-which is the forward sum with delta in the kernel's place: **dJ/dw = a (valid) delta**, the same sum as
-rot180(delta (full) a).
+which is the forward sum with delta in the kernel's place: **dJ/dw = x (valid) delta**, the same sum as
+rot180(delta (full) x).
 
 *Bias.* b is in every output once: **dJ/db = sum_o delta[o]**.
 
@@ -76,7 +76,7 @@ from ._norms import with_norms
 
 
 def forward_by_definition(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
-    """z = a * W: the kernel slides over the padded input."""
+    """z = x * W: the kernel slides over the padded input."""
     w = g.window
     z = slide(
         x, kernel, strides=w.strides, zeros_around=w.padding, zeros_between=w.input_dilation, dilation=w.dilation,
@@ -86,7 +86,7 @@ def forward_by_definition(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> j
 
 
 def input_grad_by_definition(delta: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
-    """dJ/da = delta (full) rot180(W): the strides put zeros between delta's pixels, "full" puts zeros around them."""
+    """dJ/dx = delta (full) rot180(W): the strides put zeros between delta's pixels, "full" puts zeros around them."""
     w, groups = g.window, g.feature_group_count
     rotated = _direct.rot180(swap_channels(kernel, groups), w.rank)
     dx = slide(
@@ -97,7 +97,7 @@ def input_grad_by_definition(delta: jax.Array, kernel: jax.Array, g: ConvGeometr
 
 
 def kernel_grad_by_definition(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
-    """dJ/dW = a (valid) delta: delta, with zeros between its pixels, slides over the padded input.
+    """dJ/dW = x (valid) delta: delta, with zeros between its pixels, slides over the padded input.
 
     The sum runs over the batch, which takes the channels' place; a transpose says so, as inside of loops XLA:CPU has
     its fast convolution for the channels-last layout alone.
@@ -119,7 +119,7 @@ _direct.definition.update(z=forward_by_definition, x=input_grad_by_definition, k
 
 
 def _conv(g: ConvGeometry, x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) -> jax.Array:
-    """z = a * W + b for x of (N, *spatial, C) and kernel of (*window, C / groups, O)."""
+    """z = x * W + b for x of (N, *spatial, C) and kernel of (*window, C / groups, O)."""
     z = sums.forward(x, kernel, g)
     return z if bias is None else z + jnp.broadcast_to(bias, z.shape)
 
@@ -163,7 +163,8 @@ def conv_input_grad(
 ) -> jax.Array:
     """The gradient of a convolution's input: delta in full convolution with the kernel rotated by 180 degrees.
 
-    `dJ/da[i] = sum_t delta[(i + p - d t) / s] w[t]`, over the taps t for which the index is whole.
+    `dJ/dx[i] = sum_t delta[(i + p - d t) / s] w[t]`, over the positions t in the window for which the index is whole.
+    Here w is the kernel, s the stride, d the kernel dilation and p the padding before the input.
 
     Args:
       delta: cotangent of the convolution's output, (*batch, *output, O).
@@ -225,7 +226,8 @@ def conv_kernel_grad(
 ) -> jax.Array:
     """The gradient of a convolution's kernel: the valid correlation of its input with delta.
 
-    `dJ/dw[t] = sum_o a[s o + d t - p] delta[o]`, summed over the batch; the same sum as rot180(delta (full) a).
+    `dJ/dw[t] = sum_o x[s o + d t - p] delta[o]`, summed over the batch; the same sum as rot180(delta (full) x). Here t
+    is a position in the window, s the stride, d the kernel dilation and p the padding before the input.
 
     Args:
       x: the convolution's input, (*batch, *spatial, C).
@@ -393,7 +395,8 @@ def conv(
 ) -> jax.Array:
     """Convolution (cross-correlation, as everywhere in deep learning) with a hand-written backward rule.
 
-    `z[o] = sum_t a[s o + d t - p] w[t] + b` along every spatial axis, summed over the input channels.
+    `z[o] = sum_t x[s o + d t - p] w[t] + b` along every spatial axis, summed over the input channels. Here t is
+    a position in the window, w the kernel, s the stride, d the kernel dilation and p the padding before the input.
 
     Args:
       x: (*batch, *spatial, C): channels last, any number of spatial axes, with or without batch axes.
@@ -404,7 +407,8 @@ def conv(
       input_dilation: distance between the input's pixels (zeros between them), as in a transposed convolution.
       kernel_dilation: distance between the kernel's pixels, as in an atrous convolution.
       feature_group_count: number of groups that channels are split into; C of them: depthwise.
-      precision: as in `jax.lax.conv_general_dilated`.
+      precision: as in `jax.lax.conv_general_dilated`. Any but None keeps an infinity or NaN of x to the windows that
+        contain it, as it leaves out the algorithms that compute neighbouring outputs together.
       preferred_element_type: dtype to accumulate in and to return; None: x's.
       norms: None, or zeros in float32 whose shape is how x's batch axes begin, such as (N,). Takes part in nothing
         forward; its cotangent is, for each example, the squared norm of its gradient of kernel and bias. Batch axes

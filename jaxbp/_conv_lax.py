@@ -53,7 +53,8 @@ def conv_general_dilated(
 ) -> jax.Array:
     """`jax.lax.conv_general_dilated` with a hand-written backward rule: same arguments, same values.
 
-    `z[o] = sum_t a[s o + d t - p] w[t]` along every spatial axis, summed over the input channels of a group.
+    `z[o] = sum_t x[s o + d t - p] w[t]` along every spatial axis, summed over the input channels of a group. Here
+    x is lhs, w is rhs, t a position in the window, s the stride, d the kernel dilation, and p the padding before lhs.
 
     Args:
       lhs: input of n + 2 axes in the layout of `dimension_numbers`, by default (N, C, *spatial).
@@ -64,7 +65,8 @@ def conv_general_dilated(
       rhs_dilation: n integers: distance between the kernel's pixels; None: 1.
       dimension_numbers: as in lax: None, a `ConvDimensionNumbers`, or three strings such as ("NHWC", "HWIO", "NHWC").
       feature_group_count, batch_group_count: number of groups; only one of them may exceed 1.
-      precision, preferred_element_type, out_sharding: as in lax.
+      precision: as in lax, and as in `conv`.
+      preferred_element_type, out_sharding: as in lax.
       norms: as in `conv`: zeros in float32 of shape (N,) whose cotangent is each example's squared norm of the kernel's
         gradient; None: none.
 
@@ -108,7 +110,8 @@ def conv_transpose(
     """`jax.lax.conv_transpose` with a hand-written backward rule: same arguments, same values.
 
     A convolution of stride 1 over the input with `strides - 1` zeros between its pixels:
-    `z[o] = sum_t a[(o + d t - p) / s] w[t]`, over the taps t for which the index is whole.
+    `z[o] = sum_t x[(o + d t - p) / s] w[t]`, over the positions t in the window for which the index is whole. Here
+    x is lhs, w is rhs, s the stride, d the kernel dilation and p the padding before the dilated input.
 
     Args:
       lhs: input of n + 2 axes in the layout of `dimension_numbers`, by default (N, *spatial, C).
@@ -120,7 +123,8 @@ def conv_transpose(
       rhs_dilation: n integers: distance between the kernel's pixels; None: 1.
       dimension_numbers: as in lax.
       transpose_kernel: rotate the kernel by 180 degrees and exchange its channel axes, as Keras does.
-      precision, preferred_element_type: as in lax.
+      precision: as in lax, and as in `conv`.
+      preferred_element_type: as in lax.
       use_consistent_padding: read pairs as PyTorch does.
 
     Returns:
@@ -269,7 +273,7 @@ class Layout(NamedTuple):
 
 
 def _conv_in_layout(static: tuple[ConvGeometry, Layout], lhs: jax.Array, rhs: jax.Array) -> jax.Array:
-    """z = a * W, each in its layout."""
+    """z = x * W, each in its layout."""
     g, layout = static
     return layout.undo_output(sums.forward(layout.input(lhs), layout.kernel(rhs), g))
 

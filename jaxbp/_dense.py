@@ -1,10 +1,10 @@
 """The dense layer and its backward rule.
 
-    z = a W + b
+    z = x W + b
 
-Each weight `W[i, o]` carried `a[i]` to `z[o]`, and the chain rule needs nothing but delta, the gradient above:
+Each weight `W[i, o]` carried `x[i]` to `z[o]`, and the chain rule needs nothing but delta, the gradient above:
 
-    dJ/da = delta W^T        dJ/dW = a^T delta        dJ/db = sum over the batch of delta
+    dJ/dx = delta W^T        dJ/dW = x^T delta        dJ/db = sum over the batch of delta
 """
 
 from typing import Any
@@ -61,7 +61,7 @@ def dense(
 ) -> jax.Array:
     """A dense (fully connected) layer with a hand-written backward rule.
 
-    `z[o] = sum_i a[i] W[i, o] + b[o]`
+    `z[o] = sum_i x[i] W[i, o] + b[o]`
 
     Args:
       x: (*batch, I).

@@ -57,9 +57,9 @@ def forward_mode(enabled: bool = True) -> "contextlib._GeneratorContextManager[N
     Outside, ops are `jax.custom_vjp` functions, which JAX refuses to differentiate forward ("can't apply forward-mode
     autodiff (jvp) to a custom_vjp function"). Inside, `jax.jvp`, `jax.jacfwd`, `jax.linearize` and
     `jax.linear_transpose` (of ops that are linear) work on them, in any order with `jax.grad` and under `jit`, `vmap`,
-    `scan`, `checkpoint` and `shard_map`; in the adapters and in `swap_lax`, too. So does `jax.experimental.jet`; under
-    `jit` it fails on every `jax.custom_jvp`, which leaves convolutions, `dense` and linear pools. Values and gradients
-    are the same as outside.
+    `scan`, `checkpoint` and `shard_map`; in the adapters and in `swap_lax`, too. `jax.experimental.jet` works on every
+    op that is called directly. Under `jit` it fails on `jax.custom_jvp`, so it works there on convolutions, `dense` and
+    linear pools alone. Values and gradients are the same as outside.
 
     Functions compiled with `jax.jit`: the block is part of their cache key. One that was traced before is traced again
     inside the block; after the block, its former program runs again. A jaxpr, a program compiled ahead of time or

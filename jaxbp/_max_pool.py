@@ -1,6 +1,6 @@
 """Max pooling and its backward rule.
 
-    y[o] = max_t a[s o + d t - p]
+    y[o] = max_t x[s o + d t - p]
 
 Moving any pixel of a window but the winner (a little) changes nothing; moving the winner moves the output as much.
 So delta is upsampled: it goes to the position that won, every other pixel gets zero, and a pixel that won several
@@ -95,7 +95,7 @@ def max_pool_grad(
 ) -> jax.Array:
     """The gradient of max pooling's input: delta upsampled to the winners.
 
-    `dJ/da[i] = sum of delta[o]` over the windows o that i won, and 0 elsewhere.
+    `dJ/dx[i] = sum of delta[o]` over the windows o that i won, and 0 elsewhere.
 
     Args:
       delta: cotangent of the pooled output, (*batch, *output, C).
@@ -147,7 +147,8 @@ def max_pool(
 ) -> jax.Array:
     """Max pooling: the largest number of every window; delta goes back to the position that won.
 
-    `y[o] = max_t a[s o + d t - p]`. Ties: the first maximum in row-major window order; NaN counts as the maximum.
+    `y[o] = max_t x[s o + d t - p]`, where t is a position in the window, s the stride, d the dilation and p the
+    padding before the input. Ties: the first maximum in row-major window order; NaN counts as the maximum.
 
     Args:
       inputs: (*batch, *spatial, C): channels last, with or without batch axes.
@@ -189,7 +190,8 @@ def max_pool_with_winners(
 ) -> tuple[jax.Array, jax.Array]:
     """Max pooling that also returns which position of each window won.
 
-    `winners[o] = argmax_t a[s o + d t - p]`, the tap t counted in row-major order inside the window.
+    `winners[o] = argmax_t x[s o + d t - p]`, where t is a position in the window, s the stride, d the dilation and p
+    the padding before the input. Positions are counted in row-major order inside the window.
 
     Args:
       inputs: (*batch, *spatial, C): channels last, with or without batch axes.
@@ -233,7 +235,8 @@ def min_pool(
 ) -> jax.Array:
     """Min pooling: the smallest number of every window; delta goes back to the position that won.
 
-    `y[o] = min_t a[s o + d t - p]`, the maximum in reversed order; ties and NaN as in `max_pool`.
+    `y[o] = min_t x[s o + d t - p]`, where t is a position in the window, s the stride, d the dilation and p the
+    padding before the input. It is the maximum in reversed order; ties and NaN as in `max_pool`.
 
     Args:
       inputs: (*batch, *spatial, C): channels last, with or without batch axes.

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 def tune(function: Callable[..., Any], *args: Any, file: File, seconds: float | None = None) -> Report:
     """Find the fastest algorithm for each convolution of a program, on this machine, and take it from now on.
 
-    Of every sum (output, input gradient, kernel gradient) that `function` computes, each algorithm that applies is
-    timed; the table's choice stays, unless another is faster by 5 % and keeps the limits on memory and errors.
+    Every convolution is three sums: output, input gradient, kernel gradient. Of each that `function` computes, every
+    algorithm that applies is timed. The choice of jaxbp's own tables stays, unless another algorithm is faster by 5 %
+    and keeps the limits on memory and errors (docs/tune.md).
 
     Args:
       function: what is to be fast, for example a whole training step; it is traced, and not called.
@@ -27,7 +28,7 @@ def tune(function: Callable[..., Any], *args: Any, file: File, seconds: float | 
       seconds: about how long to measure, the sums with most operations first; None: all of them.
 
     Returns:
-      A report: `rows`, each with the sum, the table's choice, the winner and the gain; `gain`, an estimate of how many
+      A report: `rows`, each with the sum, the tables' choice, the winner and the gain; `gain`, an estimate of how many
       times as fast all sums of the function are as by the tables. Printed, it is a table.
 
     Raises:

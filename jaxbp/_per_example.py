@@ -28,7 +28,8 @@ def conv_kernel_grad_per_example(
 ) -> jax.Array:
     """The gradient of a convolution's kernel for each example by itself: `conv_kernel_grad` without the sum over them.
 
-    `dJ/dw[n, t] = sum_o a[n, s o + d t - p] delta[n, o]`
+    `dJ/dw[n, t] = sum_o x[n, s o + d t - p] delta[n, o]`, where t is a position in the window, s the stride, d the
+    kernel dilation and p the padding before the input.
 
     Args:
       x: the convolution's input, (*batch, *spatial, C).

@@ -1,9 +1,9 @@
 """Ops with another backward rule: a function that makes its gradients of the same maps.
 
-    z = a * W        backward: rule(maps, delta, z, a, W)
+    z = x * W        backward: rule(maps, delta, z, x, W)
 
 The three sums of a convolution (`_conv.py`) are plain functions, so a rule is a value: the gradient itself is
-`(maps.input_grad(delta, W), maps.kernel_grad(a, delta))`, and feedback alignment, relevance propagation or quantised
+`(maps.input_grad(delta, W), maps.kernel_grad(x, delta))`, and feedback alignment, relevance propagation or quantised
 gradients change what is put into a map or what is made of it. A dense layer is the convolution without spatial axes.
 """
 
@@ -53,7 +53,7 @@ class Layer(NamedTuple):
 def conv_with(rule: Rule) -> Callable[..., jax.Array]:
     """`jaxbp.conv` with another backward rule, which is made of the same maps.
 
-    `z = a * W` forward; backward whatever `rule` makes of `delta = dJ/dz`. The gradient itself is the rule
+    `z = x * W` forward; backward whatever `rule` makes of `delta = dJ/dz`. The gradient itself is the rule
     `lambda maps, delta, z, x, kernel: (maps.input_grad(delta, kernel), maps.kernel_grad(x, delta))`.
 
     Args:
@@ -106,7 +106,7 @@ def conv_with(rule: Rule) -> Callable[..., jax.Array]:
 def conv_general_dilated_with(rule: Rule) -> Callable[..., jax.Array]:
     """`jax.lax.conv_general_dilated` with a backward rule of one's own, for code that is written for lax.
 
-    `z = a * W` forward; backward whatever `rule` makes of `delta = dJ/dz`, as in `conv_with`.
+    `z = x * W` forward; backward whatever `rule` makes of `delta = dJ/dz`, as in `conv_with`.
 
     Args:
       rule: `rule(maps, delta, z, lhs, rhs, *extra) -> (dlhs, drhs, *dextra)`, as `conv_with` has it. Arrays and maps
@@ -252,7 +252,7 @@ def _apply(op: str, layer: Callable[..., jax.Array], *arrays: Any, **mesh: Any) 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _layer(layer: Layer, x: jax.Array, kernel: jax.Array, bias: jax.Array | None, *extra: jax.Array) -> jax.Array:
-    """z = a * W + b."""
+    """z = x * W + b."""
     return _layer_fwd(layer, x, kernel, bias, *extra)[0]
 
 

@@ -36,16 +36,18 @@ from ._table import Table, means
 DTYPES = ("float32", "bfloat16", "float16")
 
 DESCRIPTION = """\
-Time jaxbp's hand-written gradients against the automatic ones of the same ops on plain lax.
+Time jaxbp's hand-written gradients ("manual") against those of the same ops on plain lax, differentiated by JAX
+("automatic").
 
 Each case is one compiled program: the forward pass and all gradients. Programs take turns (A B B A, B A A B), so that a
 machine whose speed drifts is the same for both; PyTorch takes turns with jaxbp afterwards, where it disturbs neither.
-A ratio above 1 says that jaxbp is faster.
+A ratio above 1 says that jaxbp is faster. A convolution has three sums, each with an algorithm of its own: the output,
+the gradient of the input, and the gradient of the kernel.
 """
 
 COLUMNS = """\
 columns:
-  manual, automatic, PyTorch   milliseconds of the fastest sample
+  manual, automatic, PyTorch   milliseconds of the fastest sample; manual is jaxbp
   auto/man, PyT/man            their time over jaxbp's: median of the rounds' ratios, and ratio of the fastest samples
   % of limit                   how near jaxbp comes to what this machine can do: the larger of the sum's operations
                                at the rate of a square matrix product and its arrays at the bandwidth of a copy;
@@ -66,7 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--dtype", default="float32", help=f"one of {', '.join(DTYPES)} (default: float32)")
     parser.add_argument(
-        "--batch", type=int, default=1, metavar="TIMES", help="so many times as many images, to fill a GPU (default: 1)"
+        "--batch", type=int, default=1, metavar="TIMES", help="multiply the images by this, to fill a GPU (default: 1)"
     )
     parser.add_argument("--seconds", type=float, default=1.0, help="about how long to time each pair (default: 1)")
     parser.add_argument("--parts", action="store_true", help="also time the forward pass and each gradient alone")
@@ -81,18 +83,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--algorithms", action="store_true", help="time every algorithm that applies to each sum, and the chosen one"
     )
     parser.add_argument(
-        "--loops", action="store_true", help="training steps of small networks in lax.scan, and in a Python loop"
+        "--loops", action="store_true", help="time training steps of small networks in lax.scan, and in a Python loop"
     )
     parser.add_argument(
-        "--populations", action="store_true", help="training steps of many small networks at once, and by lax.map"
+        "--populations", action="store_true", help="time training steps of many small networks in vmap, and in lax.map"
     )
-    parser.add_argument("--plans", metavar="FILE", help="take the measured plans of this file (see tune)")
+    parser.add_argument("--plans", metavar="FILE", help="take the algorithms that `tune` measured and wrote there")
     parser.add_argument(
-        "--per-example", action="store_true", help="norms and clipped sums of per-example gradients, of whole models"
+        "--per-example", action="store_true", help="time norms and clipped sums of per-example gradients, of models"
     )
-    parser.add_argument("--plan", action="store_true", help="only say which algorithm each sum takes, and why")
+    parser.add_argument("--plan", action="store_true", help="measure nothing: print each sum's algorithm, and why")
     parser.add_argument(
-        "--devices", type=int, metavar="N", help="compile for N devices, and say what each is sent in a step"
+        "--devices", type=int, metavar="N", help="compile for N devices (on a CPU, virtual ones): what each is sent"
     )
     parser.add_argument("--json", metavar="FILE", help="write everything measured there")
     parser.add_argument("--plot", metavar="FILE", help="draw the ratios as bars there (needs matplotlib)")

@@ -67,23 +67,23 @@ def compare(
 
     For a cotangent c, each argument's gradient is `J^T c`. Its error is
     `max|manual - reference| / (eps * max|reference|)`, and it is right when that is at most
-    `max(2 * error(automatic), 16)`, the reference being `automatic` in float64.
+    `max(2 * error(automatic), 16)`. The reference is `automatic` in float64, and eps that of the arguments' dtype.
 
     Args:
         manual: the function with the rule: a `jax.custom_vjp`, or anything that calls one.
         *args: its arguments, pytrees of arrays of any shape. Floating arrays and Python floats are differentiated.
             Arrays of integers, and anything that is no number, are passed through.
         automatic: the same function without the rule. By default every custom rule in `manual`, at any depth (jit,
-            checkpoint, loops, methods), is replaced by the code that it is for; Pallas kernels run block by block.
+            checkpoint, loops, methods), is replaced by its plain function; Pallas kernels run block by block.
         surrogate: for rules that are wrong on purpose (straight-through, clipping, reversal): a function whose
             gradient `manual` is meant to have. The values are still compared with the plain function's.
-        cases: further argument tuples, compared like `args` (or in place of them): tails just below, at and above a
-            tile, batch 1 and many, rows that are masked, arguments left out. A failing row names its case.
+        cases: further argument tuples, compared like `args` (or in place of them): sizes just below, at and above a
+            tile's, batch 1 and many, rows that are masked, arguments left out. A failing row names its case.
         argnums: which positional arguments to differentiate; by default all that hold floats, keywords included.
         names: a name for each of `args`; by default those of the signature.
         cotangent: what to pull back, a pytree like the output; by default normally distributed.
-        key: a JAX key or an int: the seed of everything random here.
-        limit: the error in eps that is right, for all rows or as `{argument: eps}`; "forward" names the value.
+        key: a JAX key or an int, from which all that is random here is drawn; by default 0.
+        limit: the largest error in eps that passes, for all rows or as `{argument: eps}`; "forward" names the value.
         none_ok: arguments for which the rule may return None or zeros.
         transforms: what to repeat the comparison under: "jit", "vmap", "second" (second order: the derivative of the
             gradient), "unused" (each output unused), "constant" (each argument constant), "twice" (one jitted function
@@ -118,7 +118,7 @@ def compare(
         >>> [(row.name, row.hint) for row in report.rows if not row.ok][0]
         ('w', 'manual = 1.001 x automatic')
 
-    Source: the error unit and the witnesses are described at the top of this module.
+    Source: the file jaxbp/_compare/__init__.py, which says what each error is measured against.
     """
     transforms = (transforms,) if isinstance(transforms, str) else tuple(transforms)
     if unknown := [name for name in transforms if name not in TRANSFORMS]:

@@ -71,21 +71,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("targets", nargs="*", help="names of jaxbp's ops, or one module:function")
     add_array_arguments(parser)
-    parser.add_argument("--automatic", metavar="MODULE:FUNCTION", help="the same function without the rule")
+    parser.add_argument(
+        "--automatic", metavar="MODULE:FUNCTION", help="the same function without the rule (default: found by itself)"
+    )
     parser.add_argument(
         "--dtype",
         default="float32",
         choices=["float16", "bfloat16", "float32"],
-        help="of the arrays (default: float32)",
+        help="dtype of the arrays (default: float32)",
     )
-    parser.add_argument("--integers", action="store_true", help="small integers, for exact sums and ties")
+    parser.add_argument("--integers", action="store_true", help="small integers: sums are exact, and pools have ties")
     parser.add_argument("--seed", type=int, default=0, help="which random arrays (default: 0)")
     parser.add_argument(
         "--transforms",
         type=_transforms,
         default=TRANSFORMS,
-        metavar="jit,vmap,second",
-        help="what to repeat the comparison under",
+        metavar="NAME,NAME",
+        help=f"what to repeat the comparison under (default: all, {', '.join(TRANSFORMS)})",
     )
     parser.add_argument(
         "--time",
@@ -104,7 +106,7 @@ def add_array_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         type=_shape,
         metavar="8,28,28,1",
-        help="a random array as the function's next argument",
+        help="a random array of this shape as the function's next argument",
     )
     parser.add_argument(
         "--value",

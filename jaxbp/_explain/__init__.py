@@ -132,12 +132,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stride", type=int, metavar="S", help="default 1; pools: the window's size")
     parser.add_argument("--padding", metavar="P", help="VALID (default), SAME, SAME_LOWER or a number of pixels")
     parser.add_argument("--dilation", type=int, metavar="D", help="step between the window's pixels; default 1")
-    parser.add_argument("--seed", type=int, metavar="SEED", help="which small integers to draw; default 0")
+    parser.add_argument("--seed", type=int, metavar="SEED", help="which random small integers; default 0")
     parser.add_argument(
-        "--article", action="store_true", help="the worked example of docs/derivation.md instead of drawn numbers"
+        "--article", action="store_true", help="the worked example of docs/derivation.md instead of random numbers"
     )
     parser.add_argument(
-        "--pixel", "--cell", type=int, nargs=2, metavar=("ROW", "COLUMN"), help="input pixel to work out, from 0"
+        "--pixel",
+        "--cell",
+        type=int,
+        nargs=2,
+        metavar=("ROW", "COLUMN"),
+        help="input pixel to work out, counted from 0; default one in the middle",
     )
     parser.add_argument("--text", action="store_true", help="print the text (the default when no file is asked for)")
     parser.add_argument("--html", metavar="FILE", help="write the interactive page")

@@ -22,10 +22,11 @@ from ._collect import Problems, sums_of
 from ._report import Report, Row
 
 DESCRIPTION = """\
-Find the fastest algorithm for each convolution, on this machine, and keep it in a file of plans.
+Find the fastest algorithm for each sum of a convolution (the output, the gradient of the input, the gradient of the
+kernel) on this machine, and keep it in a file of plans.
 
 What is tuned: a function of yours, a whole training step for example, as module:function or file.py:function with
---shape for each array; or layers of the benchmark (--suite, --random N) or its models (--models). What the file holds
+--shape for each array; or layers (--suite, --random N) or models (--models) of the benchmark. What the file holds
 for this machine is not measured again. A program takes the plans by jaxbp.use_plans(FILE) or JAXBP_PLANS=FILE.
 """
 
@@ -35,13 +36,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description, parser.formatter_class = DESCRIPTION, argparse.RawDescriptionHelpFormatter
     parser.add_argument("target", nargs="?", metavar="MODULE:FUNCTION", help="a function of yours")
     compare_command.add_array_arguments(parser)
-    parser.add_argument("--suite", action="store_true", help="the layers of the benchmark's suite")
+    parser.add_argument("--suite", action="store_true", help="the layers that bench times")
     parser.add_argument("--random", type=int, metavar="N", help="N layers of random shapes, each family in turn")
     parser.add_argument("--seed", type=int, metavar="S", help="which random layers and arrays (default: 0)")
-    parser.add_argument("--models", action="store_true", help="the training steps of the benchmark's models")
+    parser.add_argument("--models", action="store_true", help="the training steps that bench --models times")
     parser.add_argument("--dtype", default="float32", help=f"one of {', '.join(DTYPES)} (default: float32)")
     parser.add_argument("--file", default="plans.json", help="where the plans are kept (default: plans.json)")
-    parser.add_argument("--seconds", type=float, metavar="S", help="about how long to measure (default: to the end)")
+    parser.add_argument("--seconds", type=float, metavar="S", help="about how long to measure (default: all of it)")
 
 
 def run(args: argparse.Namespace) -> int:

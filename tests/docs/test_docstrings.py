@@ -2,6 +2,7 @@
 
 import doctest
 import inspect
+import re
 
 import jax
 import pytest
@@ -46,3 +47,13 @@ def test_the_package_says_what_it_is():
     assert inspect.getdoc(jaxbp)
     for name in TWINS:
         assert inspect.getdoc(getattr(jaxbp.automatic, name))
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_formulas_explain_their_letters(name):
+    """A formula speaks of the arguments by their names or explains its letters; it has none of the rule files' own."""
+    summary = inspect.getdoc(getattr(jaxbp, name)).split("Args:")[0]
+    assert not re.search(r"\ba(\[| \*)", summary), "x is the input's name"
+    if re.search(r"\bd t\b", summary):
+        for words in (r"\bs the\s+stride", r"\bd the\s+(kernel\s+)?dilation", r"\bp\s+the\s+padding\s+before"):
+            assert re.search(words, summary), words

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import jax
 import pytest
-from benchmark_tables import RESULTS, block, filled, load, measured, program_table
+from benchmark_tables import RESULTS, SLOWER, WHOLE, block, filled, layer_table, load, measured, program_table
 
 import jaxbp
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
-MOST_LINES = {"README.md": 180, "BENCHMARKS.md": 150, "CONTRIBUTING.md": 60}
+MOST_LINES = {"README.md": 180, "BENCHMARKS.md": 150, "CONTRIBUTING.md": 60, "docs/architecture.md": 80}
 names_of_documents = [str(path.relative_to(ROOT)) for path in DOCUMENTS]
 
 
@@ -203,3 +203,20 @@ def test_pytorch_has_columns_where_it_was_timed():
     assert measured(record["cases"]) == ["automatic", "torch"]
     head, _, *rows = program_table(record).splitlines()
     assert "PyTorch / jaxbp" in head and rows[0].split(" | ")[3] == "3.0"
+
+
+@pytest.mark.parametrize(("ratio", "listed"), [(SLOWER - 2e-3, True), (SLOWER - 1e-4, False), (SLOWER, False)])
+def test_a_case_below_the_limit_is_not_shown_as_the_limit(ratio, listed):
+    """What is listed as slower reads as slower, and says how the fastest samples compare."""
+    record = load("cpu-suite")
+    case = next(case for case in record["cases"] if case["parts"][WHOLE]["automatic_over_manual"]["median"] > 1)
+    case["parts"][WHOLE]["automatic_over_manual"] = {"median": ratio, "best": 1.25, "rounds": 6}
+    line = next(line for line in layer_table(record).splitlines() if line.startswith("Below"))
+    assert (f"{case['name']} ({SLOWER - 2e-3:.3f}; fastest samples 1.250)" in line) == listed
+    assert (case["name"] in line) == listed
+
+
+def test_the_documents_draw_the_same_random_layers():
+    """A reader who repeats one document's command measures what another document speaks of."""
+    drawn = {words for path in DOCUMENTS for words in re.findall(r"--random \d+(?: --seed \d+)?", path.read_text())}
+    assert drawn == {"--random 110 --seed 1"}

@@ -119,7 +119,7 @@ def test_symbolic_kernel_gradient(entry, terms):
 
 
 def test_dense_chain_rule():
-    """dJ/dW = a^T delta, dJ/da = delta W^T, dJ/db = sum of delta."""
+    """dJ/dW = x^T delta, dJ/dx = delta W^T, dJ/db = sum of delta."""
     a, weights = jnp.array([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]), jnp.array([[1.0, 0.0, 2.0], [3.0, 1.0, 0.0]])
     z, pullback = jax.vjp(jaxbp.dense, a, weights, jnp.ones(3))
     np.testing.assert_array_equal(z, [[8, 3, 3], [16, 5, 7], [24, 7, 11]])
