@@ -23,7 +23,7 @@ import numpy as np
 from jax import lax
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.interpreters import mlir
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, get_abstract_mesh, get_mesh
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec, use_abstract_mesh
 
 from ._geometry import Window, dilated_size
 
@@ -166,22 +166,12 @@ def _devices(ctx: Any) -> tuple[Any, ...] | None:
         return (None,)
     if ctx.module_context.lowering_parameters.for_export or not getattr(jax.config, "jax_use_shardy_partitioner", True):
         return None
-    if _inside_of_an_explicit_mesh():
-        return None  # JAX would write the mesh of `jax.set_mesh` into each device's part, which XLA then cannot run
     try:
         # Which ones does not matter: shardings count them. JAX tells only primitives of its own.
         devices = context.device_assignment or jax.devices(ctx.module_context.platforms[0])
     except RuntimeError:
         return None  # lowered for a platform that is not here
     return tuple(devices[:count]) if len(devices) >= count else None
-
-
-def _inside_of_an_explicit_mesh() -> bool:
-    """Whether the program is compiled inside of `jax.set_mesh` with such a mesh."""
-    try:
-        return AxisType.Explicit in get_mesh().axis_types
-    except ValueError:  # inside of another trace
-        return AxisType.Explicit in get_abstract_mesh().axis_types
 
 
 def _partitioned(
@@ -200,8 +190,10 @@ def _partitioned(
         over = tuple(name for factor in rule.summed for name in split.over.get(factor, ()))
 
         def local(*parts: jax.Array) -> Any:
-            y = part(split, *parts)
-            return lax.psum(y, over) if over else y
+            # JAX would write the mesh of `jax.set_mesh` into each device's part, which XLA then cannot run.
+            with use_abstract_mesh(AbstractMesh((), ())):
+                y = part(split, *parts)
+                return lax.psum(y, over) if over else y
 
         return mesh, local, out if several else out[0], tuple(puts)
 

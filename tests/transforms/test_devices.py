@@ -355,6 +355,41 @@ def test_explicit_meshes_send_what_auto_sends(inside):
     assert found[AxisType.Explicit] == found[AxisType.Auto]
 
 
+EXPLICIT = {
+    "depthwise, FSDP": (functools.partial(jaxbp.conv, feature_group_count=8), P("d"), [(3, 3, 1, 8)], P(*[None] * 3, "d")),
+    "groups": (functools.partial(jaxbp.conv, feature_group_count=2), P("d"), [(3, 3, 4, 8)], P()),
+    "transposed, spatial": (
+        lambda x, k: jaxbp.conv_transpose(x, k, (2, 2), "SAME"), P(None, "d"), [(4, 4, 8, 4)], P(),
+    ),
+    "max pool, spatial": (lambda x: jaxbp.max_pool(x, (3, 3), (2, 2), "SAME"), P(None, "d"), [], P()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("inside", [True, False], ids=["set_mesh", "no set_mesh"])
+@pytest.mark.parametrize("name", EXPLICIT)
+def test_layers_on_explicit_meshes_send_what_auto_sends(name, inside):
+    """Also where XLA, given lax's own op, would gather a batch or a height."""
+    layer, images, kernels, kernel = EXPLICIT[name]
+    arrays = [integers(i, shape) for i, shape in enumerate([(8, 16, 4, 8), *kernels])]
+
+    def step(*arrays):
+        z, pull = jax.vjp(layer, *arrays)
+        return z, pull(z)
+
+    mesh = mesh_of(AxisType.Explicit, d=8)
+    with jax.set_mesh(mesh) if inside else contextlib.nullcontext():
+        specs = [images, *(kernel for _ in kernels)]
+        given = [jax.device_put(a, NamedSharding(mesh, spec)) for a, spec in zip(arrays, specs, strict=True)]
+        explicit = jax.jit(step).lower(*given).compile()
+        results = explicit(*given)
+    assert_same(results, step(*arrays))
+    mesh = mesh_of(d=8)
+    given = tuple(NamedSharding(mesh, spec) for spec in specs)
+    out = jax.tree.map(lambda a: NamedSharding(mesh, a.sharding.spec), results)
+    auto = jax.jit(step, in_shardings=given, out_shardings=out).lower(*arrays).compile()
+    assert sent(explicit) == sent(auto)
+
+
 @pytest.mark.parametrize("wrap", [jax.checkpoint, jax.jit, lambda f: f], ids=["checkpoint", "jit", "plain"])
 def test_steps_in_a_loop(wrap):
     """The sums inside of a scan are split, too."""
