@@ -27,17 +27,24 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec, use_a
 
 from ._geometry import Window, dilated_size
 
+# So much work takes as long as sending a byte: few for any device, so that work is repeated only where there is little.
+WORK_PER_BYTE = 8
+
 Names = tuple[str, ...]
 # The factors of every axis of an array, the outermost first.
 Axes = tuple[Names, ...]
 
 
 class Rule(NamedTuple):
-    """An op's operands and results by their factors, and the factors' sizes: what divides one may split it."""
+    """An op's operands and results by their factors, the factors' sizes (what divides one may split it), and its work.
+
+    Work is counted in products, or in pixels that are read.
+    """
 
     operands: tuple[Axes, ...]
     results: tuple[Axes, ...]
     sizes: Mapping[str, int]
+    work: int
 
     @property
     def summed(self) -> tuple[str, ...]:
@@ -216,7 +223,7 @@ def _letters(axes: Axes) -> str:
 
 
 def _choose(rule: Rule, mesh: Mesh, arrays: Sequence[Any], sharded: Sequence[Sequence[Names]]) -> Split:
-    """The split that leaves the fewest devices idle, and of those the one that sends the fewest bytes."""
+    """The split that takes the least time."""
     mappings = (*rule.operands, *rule.results)
     # Where each axis of the mesh occurs. Those that occur in the same places are split together.
     places: dict[str, set[tuple[int, int]]] = {}
@@ -244,7 +251,7 @@ def _choose(rule: Rule, mesh: Mesh, arrays: Sequence[Any], sharded: Sequence[Seq
 
 
 def _cost(split: Split, rule: Rule, arrays: Sequence[Any], sharded: Sequence[Sequence[Names]]) -> tuple[int, int]:
-    """How many devices do what another does, too, and how many bytes are sent to each."""
+    """A device's work and what it is sent as one number, and how many devices do what another does, too."""
     sent = 0
     for i, (axes, entries, a) in enumerate(zip((*rule.operands, *rule.results), sharded, arrays, strict=True)):
         is_result = i >= len(rule.operands)
@@ -255,7 +262,8 @@ def _cost(split: Split, rule: Rule, arrays: Sequence[Any], sharded: Sequence[Seq
             sent += _bytes(a) // _size(split.mesh, sum(after, ()))
         if is_result and any(factor in split.over for factor in rule.summed):
             sent += _bytes(a) // _size(split.mesh, sum(wanted, ()))
-    return split.mesh.size // _size(split.mesh, sum(split.over.values(), ())), sent
+    parts = _size(split.mesh, sum(split.over.values(), ()))
+    return rule.work // parts + WORK_PER_BYTE * sent, split.mesh.size // parts
 
 
 def _mesh_of(shardings: Sequence[Any], ranks: Sequence[int], devices: Sequence[Any]) -> tuple[Mesh, list[list[Names]]]:

@@ -518,6 +518,17 @@ def test_a_precision_leaves_the_definition_to_xla():
     assert_same(layer(x, kernel), jaxbp.conv(x, kernel))
 
 
+def test_little_work_is_repeated_where_a_result_would_be_sent():
+    """One channel into 8 features: the input is gathered, not eight times as much output."""
+    mesh = mesh_of(d=8)
+    along, everywhere = NamedSharding(mesh, P(None, "d")), NamedSharding(mesh, P())
+    x, kernel = integers(1, (4, 64, 1)), integers(2, (10, 1, 8))
+    layer = functools.partial(jaxbp.conv, strides=5, padding="VALID")
+    program = jax.jit(layer, in_shardings=(along, everywhere), out_shardings=everywhere)
+    assert sent(program.lower(x, kernel).compile()) == {"all-gather": x.nbytes}
+    assert_same(program(x, kernel), layer(x, kernel))
+
+
 # ------------------------------------------------------------------------------------------------------ shardings
 
 
