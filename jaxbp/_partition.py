@@ -23,9 +23,12 @@ import numpy as np
 from jax import lax
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.interpreters import mlir
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, get_abstract_mesh, get_mesh
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec, use_abstract_mesh
 
 from ._geometry import Window, dilated_size
+
+# So much work takes as long as sending a byte: few for any device, so that work is repeated only where there is little.
+WORK_PER_BYTE = 8
 
 Names = tuple[str, ...]
 # The factors of every axis of an array, the outermost first.
@@ -33,11 +36,15 @@ Axes = tuple[Names, ...]
 
 
 class Rule(NamedTuple):
-    """An op's operands and results by their factors, and the factors' sizes: what divides one may split it."""
+    """An op's operands and results by their factors, the factors' sizes (what divides one may split it), and its work.
+
+    Work is counted in products, or in pixels that are read.
+    """
 
     operands: tuple[Axes, ...]
     results: tuple[Axes, ...]
     sizes: Mapping[str, int]
+    work: int
 
     @property
     def summed(self) -> tuple[str, ...]:
@@ -166,22 +173,12 @@ def _devices(ctx: Any) -> tuple[Any, ...] | None:
         return (None,)
     if ctx.module_context.lowering_parameters.for_export or not getattr(jax.config, "jax_use_shardy_partitioner", True):
         return None
-    if _inside_of_an_explicit_mesh():
-        return None  # JAX would write the mesh of `jax.set_mesh` into each device's part, which XLA then cannot run
     try:
         # Which ones does not matter: shardings count them. JAX tells only primitives of its own.
         devices = context.device_assignment or jax.devices(ctx.module_context.platforms[0])
     except RuntimeError:
         return None  # lowered for a platform that is not here
     return tuple(devices[:count]) if len(devices) >= count else None
-
-
-def _inside_of_an_explicit_mesh() -> bool:
-    """Whether the program is compiled inside of `jax.set_mesh` with such a mesh."""
-    try:
-        return AxisType.Explicit in get_mesh().axis_types
-    except ValueError:  # inside of another trace
-        return AxisType.Explicit in get_abstract_mesh().axis_types
 
 
 def _partitioned(
@@ -200,8 +197,10 @@ def _partitioned(
         over = tuple(name for factor in rule.summed for name in split.over.get(factor, ()))
 
         def local(*parts: jax.Array) -> Any:
-            y = part(split, *parts)
-            return lax.psum(y, over) if over else y
+            # JAX would write the mesh of `jax.set_mesh` into each device's part, which XLA then cannot run.
+            with use_abstract_mesh(AbstractMesh((), ())):
+                y = part(split, *parts)
+                return lax.psum(y, over) if over else y
 
         return mesh, local, out if several else out[0], tuple(puts)
 
@@ -224,7 +223,7 @@ def _letters(axes: Axes) -> str:
 
 
 def _choose(rule: Rule, mesh: Mesh, arrays: Sequence[Any], sharded: Sequence[Sequence[Names]]) -> Split:
-    """The split that leaves the fewest devices idle, and of those the one that sends the fewest bytes."""
+    """The split that takes the least time."""
     mappings = (*rule.operands, *rule.results)
     # Where each axis of the mesh occurs. Those that occur in the same places are split together.
     places: dict[str, set[tuple[int, int]]] = {}
@@ -252,7 +251,7 @@ def _choose(rule: Rule, mesh: Mesh, arrays: Sequence[Any], sharded: Sequence[Seq
 
 
 def _cost(split: Split, rule: Rule, arrays: Sequence[Any], sharded: Sequence[Sequence[Names]]) -> tuple[int, int]:
-    """How many devices do what another does, too, and how many bytes are sent to each."""
+    """A device's work and what it is sent as one number, and how many devices do what another does, too."""
     sent = 0
     for i, (axes, entries, a) in enumerate(zip((*rule.operands, *rule.results), sharded, arrays, strict=True)):
         is_result = i >= len(rule.operands)
@@ -263,7 +262,8 @@ def _cost(split: Split, rule: Rule, arrays: Sequence[Any], sharded: Sequence[Seq
             sent += _bytes(a) // _size(split.mesh, sum(after, ()))
         if is_result and any(factor in split.over for factor in rule.summed):
             sent += _bytes(a) // _size(split.mesh, sum(wanted, ()))
-    return split.mesh.size // _size(split.mesh, sum(split.over.values(), ())), sent
+    parts = _size(split.mesh, sum(split.over.values(), ()))
+    return rule.work // parts + WORK_PER_BYTE * sent, split.mesh.size // parts
 
 
 def _mesh_of(shardings: Sequence[Any], ranks: Sequence[int], devices: Sequence[Any]) -> tuple[Mesh, list[list[Names]]]:

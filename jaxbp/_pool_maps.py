@@ -110,7 +110,9 @@ def _primitive(
         inputs, outputs = window_factors(window)
         axes = {PIXELS: (*batch, *inputs, ("c",)), WINDOWS: (*batch, *outputs, ("c",))}
         sizes = {f"n{axis}": avals[0].shape[axis] for axis in range(before)} | {"c": avals[0].shape[-1]}
-        return Rule(tuple(axes[one] for one in reads), tuple(axes[one] for one in gives), sizes | window_sizes(window))
+        work = math.prod((*sizes.values(), *window.output_shape, window.taps))
+        operands, results = (tuple(axes[one] for one in ones) for ones in (reads, gives))
+        return Rule(operands, results, sizes | window_sizes(window), work)
 
     def part(split: Split, *arrays: jax.Array, window: Window) -> list[jax.Array]:
         upsamples = reads[0] == WINDOWS

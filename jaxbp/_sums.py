@@ -181,7 +181,9 @@ def _rule(*avals: Any, of: Sum) -> Rule | None:
     sizes = {"n": a.shape[maps[0]], "g": groups, "i": channels, "o": features, **window_sizes(g.window)}
     for (name,), places in zip(names, _places(levels), strict=True):
         sizes[name] = next(o.shape[at] for o, at in zip((a, b), places, strict=True) if at is not None)
-    return Rule(operands, ((*names, *axes[out]),), sizes)
+    positions = math.prod(g.window.output_shape) * g.window.taps
+    work = math.prod(sizes[name] for name in ("n", "g", "i", "o", *(name for (name,) in names))) * positions
+    return Rule(operands, ((*names, *axes[out]),), sizes, work)
 
 
 def _part(split: Split, a: jax.Array, b: jax.Array, *, of: Sum, platform: str) -> jax.Array:

@@ -86,6 +86,7 @@ def test_arguments_that_cannot_work(
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.exhaustive
 def test_two_processes_with_the_same_measured_plans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Plans that no table would choose, for the whole batch, a device's part of it, and the single device."""
     monkeypatch.syspath_prepend(str(SCRIPT.parent))

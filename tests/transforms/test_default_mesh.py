@@ -177,7 +177,16 @@ def check(function, name, mesh, way, where):
         assert [g.sharding.spec for g in results[1]] == specs
 
 
-@pytest.mark.parametrize("name", OPS)
+DAILY = (
+    "conv", "conv, grouped", "conv_general_dilated, groups of the batch", "conv, two batch axes", "conv_transpose",
+    "dense, two batch axes", "max_pool_with_winners", "lp_pool, infinity", "adaptive_avg_pool", "conv_kernel_grad",
+    "max_pool_grad", "upsample, winners", "dilate",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in DAILY else pytest.param(name, marks=pytest.mark.exhaustive) for name in OPS]
+)
 def test_every_op_outside_set_mesh(name):
     """Images sharded over the default mesh, replicated weights, and nothing else."""
     check(value_and_gradients, name, mesh_of((4,), ("d",)), "batch", "no block")
@@ -198,8 +207,15 @@ def test_every_way_to_shard(name, shape, way, where):
     check(value_and_gradients, name, mesh_of(*shape), way, where)
 
 
-@pytest.mark.parametrize("name", ["conv", "max_pool_with_winners"])
-@pytest.mark.parametrize("where", WHERE)
+@pytest.mark.parametrize(
+    ("name", "where"),
+    [
+        ("conv", "set_mesh"),
+        ("max_pool_with_winners", "no block"),
+        pytest.param("conv", "no block", marks=pytest.mark.exhaustive),
+        pytest.param("max_pool_with_winners", "set_mesh", marks=pytest.mark.exhaustive),
+    ],
+)
 def test_transformations(name, where):
     check(transformed, name, mesh_of((4,), ("d",)), "batch", where)
 
@@ -211,7 +227,7 @@ def test_every_transformation(name, where):
     check(transformed, name, mesh_of((4,), ("d",)), "batch", where)
 
 
-@pytest.mark.parametrize("name", ["conv", "avg_pool", "max_pool"])
+@pytest.mark.parametrize("name", ["conv", pytest.param("max_pool", marks=pytest.mark.exhaustive)])
 def test_explicit_beside_auto(name):
     """A mesh of which one axis is in the types and the other one is not."""
     mesh = mesh_of((2, 2), ("d", "m"), axis_types=(AxisType.Explicit, AxisType.Auto))
@@ -221,8 +237,8 @@ def test_explicit_beside_auto(name):
 @pytest.mark.parametrize(
     ("x", "kernel"),
     [
-        (P(None, "d"), P()),
-        (P(None, "d"), P(None, None, None, "m")),
+        pytest.param(P(None, "d"), P(), marks=pytest.mark.exhaustive),
+        pytest.param(P(None, "d"), P(None, None, None, "m"), marks=pytest.mark.exhaustive),
         (P(None, "d", None, "m"), P(None, None, None, "d")),
     ],
 )
@@ -272,8 +288,13 @@ OFF_MESH = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", OFF_MESH)
-@pytest.mark.parametrize("where", WHERE)
+@pytest.mark.parametrize(
+    ("name", "where"),
+    [
+        pytest.param(*way, marks=() if way in (("conv", "no block"), ("dense", "set_mesh")) else pytest.mark.exhaustive)
+        for way in itertools.product(OFF_MESH, WHERE)
+    ],
+)
 def test_parameters_that_were_never_put_on_the_mesh(name, where):
     """Their gradients lie on the mesh, those of each image with its image; eagerly and compiled."""
     call, (images, *parameters) = OFF_MESH[name]
@@ -422,10 +443,10 @@ def losses(model, library, mesh=None):
 @pytest.mark.parametrize(
     ("model", "theirs", "ours"),
     [
-        (linen_model, "flax.linen", "jaxbp.flax.linen"),
+        pytest.param(linen_model, "flax.linen", "jaxbp.flax.linen", marks=pytest.mark.exhaustive),
         (nnx_model, "flax.nnx", "jaxbp.flax.nnx"),
-        (equinox_model, "equinox", "jaxbp.equinox"),
-        (haiku_model, "haiku", "jaxbp.haiku"),
+        pytest.param(equinox_model, "equinox", "jaxbp.equinox", marks=pytest.mark.exhaustive),
+        pytest.param(haiku_model, "haiku", "jaxbp.haiku", marks=pytest.mark.exhaustive),
     ],
     ids=["linen", "nnx", "equinox", "haiku"],
 )

@@ -38,6 +38,11 @@ def assert_same(results, expected):
         np.testing.assert_array_equal(np.asarray(actual), np.asarray(right), strict=True)
 
 
+def daily(names, *every_day):
+    """One example of each kind for every day, and the others as a long walk."""
+    return [name if name in every_day else pytest.param(name, marks=pytest.mark.exhaustive) for name in names]
+
+
 # ------------------------------------------------------------------------------------------------ single layers
 
 LAYERS = {
@@ -52,7 +57,7 @@ LAYERS = {
 }
 
 
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("name", daily(LAYERS, "strided", "grouped"))
 def test_a_sharded_batch_stays_where_it_is(name):
     """Nothing is sent in the forward pass and the gradient of the input; the kernel's gradient is summed."""
     channels, features, window, strides, groups, size = LAYERS[name]
@@ -104,10 +109,6 @@ GEOMETRIES = {
     "1-D": ((2, 64, 8), (9, 8, 8), {}),
     "3-D": ((2, 8, 8, 4, 3), (3, 3, 3, 3, 8), {}),
 }
-EVERY_DAY = (
-    *("halo of several devices", "cropped", "strided, halo before", "dilated", "over zeros, strided"),
-    *("uneven parts", "no part fits", "depthwise", "fewer groups than devices"),
-)
 SHARDED = {
     "height": ({"d": 8}, P(None, "d"), P()),
     "height x width": ({"d": 4, "m": 2}, P(None, "d", "m"), P()),
@@ -150,12 +151,14 @@ def check_conv_on_devices(geometry, sharded):
     assert_same(jax.jit(step)(*on_mesh, jax.device_put(delta, puts[1])), expected)
 
 
-@pytest.mark.parametrize("geometry", EVERY_DAY)
+@pytest.mark.parametrize(
+    "geometry", ["strided, halo before", "over zeros, strided", "uneven parts", "fewer groups than devices"]
+)
 def test_conv_by_height(geometry):
     check_conv_on_devices(geometry, "height")
 
 
-@pytest.mark.parametrize("sharded", [name for name in SHARDED if name != "height"])
+@pytest.mark.parametrize("sharded", daily(SHARDED, "channels", "height over both", "six devices"))
 def test_conv_in_every_sharding(sharded):
     check_conv_on_devices("strided", sharded)
 
@@ -170,11 +173,11 @@ def test_every_conv_in_three_shardings(geometry, at):
 
 
 def test_halos_are_as_large_as_what_windows_cross():
-    """One row from either side of 3x3, nothing for windows that keep to a device's rows."""
+    """Two rows from either side of 5x5, nothing for windows that keep to a device's rows."""
     mesh = mesh_of(d=8)
     height, everywhere = NamedSharding(mesh, P(None, "d")), NamedSharding(mesh, P())
     x = jax.ShapeDtypeStruct((16, 64, 64, 8), jnp.float32)
-    for window, strides, rows in ((3, 1, 2), (2, 2, 0), (1, 1, 0), (5, 1, 4)):
+    for window, strides, rows in ((2, 2, 0), (5, 1, 4)):
         kernel = jax.ShapeDtypeStruct((window, window, 8, 8), jnp.float32)
         layer = jax.jit(
             functools.partial(jaxbp.conv, strides=strides), in_shardings=(height, everywhere), out_shardings=height
@@ -197,8 +200,6 @@ POOLED = {
     "1-D": ((2, 32, 3), (4,), {"padding": "SAME"}),
 }
 
-POOLED_EVERY_DAY = ("overlap", "windows wholly in padding", "uneven", "1-D")
-
 
 def all_of_pool(case, x):
     """Values, winners and gradients of every pool."""
@@ -213,10 +214,7 @@ def all_of_pool(case, x):
     return [*found, winners, y, pull(y + 1)]
 
 
-@pytest.mark.parametrize(
-    "name",
-    [n if n in POOLED_EVERY_DAY else pytest.param(n, marks=pytest.mark.exhaustive) for n in POOLED],
-)
+@pytest.mark.parametrize("name", daily(POOLED, "overlap"))
 def test_pools_by_height(name):
     """Small integers have ties, the lowest value ties with what is beyond the ends."""
     case = POOLED[name]
@@ -244,7 +242,7 @@ def test_pools_of_two_sharded_axes():
     assert_same(pools(jax.device_put(x, put)), pools(x))
 
 
-@pytest.mark.parametrize("name", ["overlap, same", "stride 1, same", "ceil_mode", "3-D"])
+@pytest.mark.parametrize("name", daily(["overlap, same", "stride 1, same", "ceil_mode", "3-D"], "overlap, same"))
 def test_a_pool_s_batch_stays_where_it_is(name):
     """Also where temporaries are so large that a single device takes some images at a time."""
     case = POOLS[name]
@@ -314,7 +312,7 @@ def on_one_device():
     return jax.jit(step_of(jaxbp))(*operands())
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", daily(LAYOUTS, "batch x features", "spatial"))
 def test_a_training_step_sends_what_lax_sends(layout):
     shape, images, kernels = LAYOUTS[layout]
     mesh = mesh_of(**shape)
@@ -335,6 +333,7 @@ def test_a_training_step_sends_what_lax_sends(layout):
         np.testing.assert_allclose(actual, right, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("inside", [True, False], ids=["set_mesh", "no set_mesh"])
 def test_explicit_meshes_send_what_auto_sends(inside):
     """Shardings are in the types: results carry the right ones."""
@@ -355,7 +354,42 @@ def test_explicit_meshes_send_what_auto_sends(inside):
     assert found[AxisType.Explicit] == found[AxisType.Auto]
 
 
-@pytest.mark.parametrize("wrap", [jax.checkpoint, jax.jit, lambda f: f], ids=["checkpoint", "jit", "plain"])
+EXPLICIT = {
+    "depthwise, FSDP": (functools.partial(jaxbp.conv, feature_group_count=8), P("d"), [(3, 3, 1, 8)], P(*[None] * 3, "d")),
+    "groups": (functools.partial(jaxbp.conv, feature_group_count=2), P("d"), [(3, 3, 4, 8)], P()),
+    "transposed, spatial": (
+        lambda x, k: jaxbp.conv_transpose(x, k, (2, 2), "SAME"), P(None, "d"), [(4, 4, 8, 4)], P(),
+    ),
+    "max pool, spatial": (lambda x: jaxbp.max_pool(x, (3, 3), (2, 2), "SAME"), P(None, "d"), [], P()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("inside", [True, False], ids=["set_mesh", "no set_mesh"])
+@pytest.mark.parametrize("name", daily(EXPLICIT, "depthwise, FSDP"))
+def test_layers_on_explicit_meshes_send_what_auto_sends(name, inside):
+    """Also where XLA, given lax's own op, would gather a batch or a height."""
+    layer, images, kernels, kernel = EXPLICIT[name]
+    arrays = [integers(i, shape) for i, shape in enumerate([(8, 16, 4, 8), *kernels])]
+
+    def step(*arrays):
+        z, pull = jax.vjp(layer, *arrays)
+        return z, pull(z)
+
+    mesh = mesh_of(AxisType.Explicit, d=8)
+    with jax.set_mesh(mesh) if inside else contextlib.nullcontext():
+        specs = [images, *(kernel for _ in kernels)]
+        given = [jax.device_put(a, NamedSharding(mesh, spec)) for a, spec in zip(arrays, specs, strict=True)]
+        explicit = jax.jit(step).lower(*given).compile()
+        results = explicit(*given)
+    assert_same(results, step(*arrays))
+    mesh = mesh_of(d=8)
+    given = tuple(NamedSharding(mesh, spec) for spec in specs)
+    out = jax.tree.map(lambda a: NamedSharding(mesh, a.sharding.spec), results)
+    auto = jax.jit(step, in_shardings=given, out_shardings=out).lower(*arrays).compile()
+    assert sent(explicit) == sent(auto)
+
+
+@pytest.mark.parametrize("wrap", [jax.checkpoint, pytest.param(jax.jit, marks=pytest.mark.exhaustive)])
 def test_steps_in_a_loop(wrap):
     """The sums inside of a scan are split, too."""
     mesh = mesh_of(d=8)
@@ -400,7 +434,7 @@ def test_second_derivatives_on_devices():
     assert_same(product(kernel, x), product(jax.device_put(kernel, jax.devices()[0]), x))
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.int32, jnp.complex64])
+@pytest.mark.parametrize("dtype", daily([jnp.bfloat16, jnp.float16, jnp.int32, jnp.complex64], jnp.bfloat16, jnp.int32))
 def test_dtypes_on_devices(dtype):
     mesh = mesh_of(d=8)
     batch, everywhere = NamedSharding(mesh, P("d")), NamedSharding(mesh, P())
@@ -481,6 +515,17 @@ def test_a_precision_leaves_the_definition_to_xla():
     layer = jax.jit(functools.partial(jaxbp.conv, precision="highest"), in_shardings=(batch, everywhere))
     assert PARTITIONED not in layer.lower(x, kernel).as_text()
     assert_same(layer(x, kernel), jaxbp.conv(x, kernel))
+
+
+def test_little_work_is_repeated_where_a_result_would_be_sent():
+    """One channel into 8 features: the input is gathered, not eight times as much output."""
+    mesh = mesh_of(d=8)
+    along, everywhere = NamedSharding(mesh, P(None, "d")), NamedSharding(mesh, P())
+    x, kernel = integers(1, (4, 64, 1)), integers(2, (10, 1, 8))
+    layer = functools.partial(jaxbp.conv, strides=5, padding="VALID")
+    program = jax.jit(layer, in_shardings=(along, everywhere), out_shardings=everywhere)
+    assert sent(program.lower(x, kernel).compile()) == {"all-gather": x.nbytes}
+    assert_same(program(x, kernel), layer(x, kernel))
 
 
 # ------------------------------------------------------------------------------------------------------ shardings

@@ -66,8 +66,21 @@ LAYERS = {
         lambda z: jaxbp.softmax_cross_entropy(z, jax.nn.softmax(z * 2)), (8, 8), spatial=None
     ),
 }
+# Each op for every day in one way, the ways in turn; the others are a long walk.
+DAILY = {
+    "conv": "spatial",
+    "conv, grouped": "channels",
+    "conv_general_dilated": "batch",
+    "conv_transpose": "spatial",
+    "dense": "channels",
+    "max_pool_with_winners": "spatial",
+    "avg_pool": "batch",
+    "max_unpool": "spatial",
+    "adaptive_avg_pool": "channels",
+    "softmax_cross_entropy": "batch",
+}
 WAYS = [
-    (name, way)
+    pytest.param(name, way, marks=() if DAILY.get(name) == way else pytest.mark.exhaustive)
     for name, layer in LAYERS.items()
     for way in ("batch", "spatial", "channels")
     if way != "spatial" or layer.spatial is not None
@@ -138,7 +151,9 @@ def test_explicit_mesh(name, way):
         assert gradients[0].sharding.spec[specs[0].index("d")] == "d"
 
 
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize(
+    "name", [name if name in DAILY else pytest.param(name, marks=pytest.mark.exhaustive) for name in LAYERS]
+)
 def test_shard_map(name):
     """The batch split by hand, everything else replicated: gradients of the replicated are summed over devices."""
     layer, mesh = LAYERS[name], mesh_of(AxisType.Auto)
@@ -164,7 +179,13 @@ def test_shard_map(name):
     assert_same(run(*arrays), expected)
 
 
-@pytest.mark.parametrize("name", ["conv", "conv_general_dilated", "conv_transpose", "dense"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "conv",
+        *(pytest.param(n, marks=pytest.mark.exhaustive) for n in ("conv_general_dilated", "conv_transpose", "dense")),
+    ],
+)
 def test_batch_and_channels_over_two_mesh_axes(name):
     """Data and tensor parallel at once: 4 parts of the batch, 2 of the kernel's outputs."""
     layer = LAYERS[name]
