@@ -358,6 +358,33 @@ def test_finite_where_plain_autodiff_is_nan():
     assert three.ok and "subgradient: between the one-sided slopes at [1]" in str(three), three
 
 
+def test_second_order_leaves_out_what_automatic_has_wrong():
+    """Where the weight is 0 plain autodiff takes the other branch, and so does its derivative along the weight."""
+
+    def weighted(x, w):
+        return jnp.where(w != 0, w * jnp.sin(x), 0)
+
+    def backward(kept, g):
+        return g * kept[1] * jnp.cos(kept[0]), g * jnp.sin(kept[0])
+
+    def frozen(kept, g):
+        return jax.lax.stop_gradient(g * kept[1] * jnp.cos(kept[0])), g * jnp.sin(kept[0])
+
+    second = partial(compare, time=False, memory=False, probe=False, transforms="second")
+    x, w = normal(4, 5), jnp.eye(5, dtype="float32")[jnp.array([0, 2, 4, 1])]
+    right = second(ruled(weighted, backward), x, w)
+    assert right.ok and any("automatic is the wrong one" in note for note in row_of(right, "w").notes), right
+    assert not row_of(second(ruled(weighted, frozen), x, w), "second").ok
+
+
+def test_a_mask_of_infinities_is_measured_around():
+    """A direction as large as the entries would be infinite."""
+    x = normal(4, 6).at[0, 2].set(-jnp.inf)
+    rule = ruled(lambda x: jax.nn.logsumexp(x, -1), lambda kept, g: (g[..., None] * jax.nn.softmax(kept[0], -1),))
+    report = compare(rule, x, time=False, memory=False, transforms=())
+    assert report.ok and row_of(report, report.rows[1].name).finite_difference < 1e-6, report
+
+
 def test_a_long_sum_in_another_order():
     """With a callback inside nothing is wider than float32: the limit grows with the noise of the sum."""
 
