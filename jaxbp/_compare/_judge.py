@@ -139,3 +139,9 @@ def differences(array: np.ndarray, reference: np.ndarray) -> np.ndarray:
 def largest_entry(array: np.ndarray) -> float:
     """The largest finite entry's absolute value."""
     return float(np.abs(array[np.isfinite(array)]).max(initial=0.0))
+
+
+def usual_entry(array: np.ndarray) -> float:
+    """The usual size of an array's finite entries, 1 if there is none but 0: a mask may hold -inf."""
+    finite = array[np.isfinite(array)]
+    return float(np.sqrt(np.mean(np.abs(finite) ** 2))) or 1.0 if finite.size else 1.0

@@ -16,6 +16,8 @@ from ._witnesses import Arrays, Look, normal, run
 
 # Output indices that are pulled back one by one.
 _MOST_INDICES = 32
+# How an output goes wrong that reaches what it should, and no more.
+_ELSE = "sends a wrong gradient to"
 
 
 def alternatives(look: Look, at: int, exact: bool) -> Iterator[tuple[str, np.ndarray]]:
@@ -151,7 +153,7 @@ def _leaks_along(look: Look, at: int, output: int, axis: int, tolerance: float) 
         masks = {
             "leaks into": wrong & (wanted == 0),
             "does not reach": wrong & (mine == 0),
-            "sends a wrong gradient to": wrong,
+            _ELSE: wrong,
         }
         for verb, mask in masks.items():
             if mask.any():
@@ -172,8 +174,12 @@ def _leak_in_words(found: dict[int, _Leak], name: str, along: str, shape: tuple,
     if not narrow and 0 < len(found) < length and len(verbs := {leak.verb for leak in found.values()}) == 1:
         first, last = min(found), max(found)
         which = f"{first}:{last + 1}" if last - first + 1 == len(found) > 1 else ", ".join(map(str, list(found)[:5]))
-        return f"index {which} {along} {verbs.pop()} {name}: a tile's edge, or a part left out?"
-    told = all(leak.verb != "sends a wrong gradient to" for leak in found.values()) or len(found) < length
+        verb = verbs.pop()
+        guess = "" if verb == _ELSE else ": a tile's edge, or a part left out?"
+        return f"index {which} {along} {verb} {name}{guess}"
+    # Only what is there too much or too little looks like a mask.
+    placed = all(leak.verb != _ELSE for leak in found.values())
+    told = placed or len(found) < length
     if not told or not narrow or (len(found) == length and len(narrow) < length - 1):
         return ""
     for axis, size in enumerate(shape if {leak.verb for leak in found.values()} == {"leaks into"} else ()):
@@ -191,4 +197,5 @@ def _leak_in_words(found: dict[int, _Leak], name: str, along: str, shape: tuple,
 
     parts = [f"{index} {leak.verb} {name}[{place(leak.box)}]" for index, leak in list(found.items())[:3]]
     more = f", and {len(found) - 3} more" if len(found) > 3 else ""
-    return f"index {', '.join(parts)}{more} (indices {along}): a mask, a window or a tile's edge?"
+    guess = ": a mask, a window or a tile's edge?" if placed else ""
+    return f"index {', '.join(parts)}{more} (indices {along}){guess}"

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ._call import pull_back, words
-from ._judge import Judgement, differences, in_double, judge, largest_entry
+from ._judge import Judgement, differences, in_double, judge, largest_entry, usual_entry
 from ._report import Row
 from ._slopes import between_the_slopes
 from ._witnesses import Arrays, Look, natural_sizes, run
@@ -21,11 +21,10 @@ _GROSS = 1e-3
 
 def _probe(name: str, variable: Any) -> Any:
     """An argument of the same shape and dtype with the probe's values."""
-    usual = float(np.sqrt(np.mean(np.abs(in_double(variable)) ** 2))) or 1.0
     values = {
         "zeros": jnp.zeros_like(variable),
         "ones": jnp.ones_like(variable),
-        "equal entries": jnp.full_like(variable, usual),
+        "equal entries": jnp.full_like(variable, usual_entry(in_double(variable))),
         "large": variable * jnp.asarray(1000, variable.dtype),
         "small": variable * jnp.asarray(1e-3, variable.dtype),
         "negative zero": jnp.full_like(variable, -0.0),

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ._call import outputs
-from ._judge import Judgement, differences, in_double, largest_entry
+from ._judge import Judgement, differences, in_double, largest_entry, usual_entry
 from ._witnesses import Arrays, Look, normal, run
 
 # Entries at a kink that are looked at one by one.
@@ -110,7 +110,7 @@ def slope(line: Line, direction: np.ndarray, noise: np.ndarray) -> Slope | None:
 def draw_direction(look: Look, at: int, rng: np.random.Generator) -> np.ndarray:
     """A random direction of the variable's own size."""
     variable = in_double(look.variables[at])
-    return normal(rng, variable) * (np.sqrt(np.mean(np.abs(variable) ** 2)) if variable.any() else 1.0)
+    return normal(rng, variable) * usual_entry(variable)
 
 
 # On both sides of single entries
@@ -118,7 +118,8 @@ def draw_direction(look: Look, at: int, rng: np.random.Generator) -> np.ndarray:
 
 def one_sided(line: Line, entry: tuple[int, ...]) -> tuple[float, float]:
     """The slopes below and above one entry; NaN where they are not finite or grow without a bound."""
-    step = (1e-6 if line.exact else 1e-2) * (abs(float(line.middle[entry])) or _usual(line.middle))
+    size = abs(float(line.middle[entry]))
+    step = (1e-6 if line.exact else 1e-2) * (size if 0 < size < np.inf else usual_entry(line.middle))
     found = []
     for sign in (-1, 1):
         near, far = np.zeros_like(line.middle), np.zeros_like(line.middle)
@@ -127,11 +128,6 @@ def one_sided(line: Line, entry: tuple[int, ...]) -> tuple[float, float]:
         settled = abs(one - other) <= 0.05 * (abs(one) + abs(other)) or abs(one - other) <= 1e-3
         found.append(2 * other - one if settled and np.isfinite(one + other) else np.nan)
     return found[0], found[1]
-
-
-def _usual(array: np.ndarray) -> float:
-    """The usual size of an array's entries, 1 if all are 0."""
-    return float(np.sqrt(np.mean(np.abs(array) ** 2))) or 1.0
 
 
 class Sides(NamedTuple):
@@ -293,11 +289,12 @@ def _locate(
 
     def unit(place: int) -> np.ndarray:
         one = np.zeros(manual.size)
-        one[place] = _usual(line.middle)
+        one[place] = usual_entry(line.middle)
         return one.reshape(manual.shape)
 
     if manual.size <= 64 and not np.iscomplexobj(manual):
-        slopes = np.array([measured(unit(i)) / _usual(line.middle) for i in range(manual.size)]).reshape(manual.shape)
+        size = usual_entry(line.middle)
+        slopes = np.array([measured(unit(i)) / size for i in range(manual.size)]).reshape(manual.shape)
         place = int(np.nan_to_num(np.abs(slopes - manual), nan=-1.0).argmax())
         index = tuple(int(i) for i in np.unravel_index(place, manual.shape))
         return index, float(slopes[index]), slopes
@@ -311,4 +308,4 @@ def _locate(
             halves.append((abs(float(np.sum(manual * part).real) - measured(part)), half))
         places = max(halves, key=lambda pair: np.nan_to_num(pair[0]))[1]
     index = tuple(int(i) for i in np.unravel_index(int(places[0]), manual.shape))
-    return index, measured(unit(int(places[0]))) / _usual(line.middle), None
+    return index, measured(unit(int(places[0]))) / usual_entry(line.middle), None

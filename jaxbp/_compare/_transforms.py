@@ -155,7 +155,10 @@ def _vmap(look: Look, repeated: Repeated, rng: np.random.Generator) -> list[Row]
 
 def _second(look: Look, repeated: Repeated, rng: np.random.Generator) -> list[Row]:
     """The derivative of the gradient."""
-    operands = (*look.operands, [jnp.asarray(normal(rng, v).astype(v.dtype)) for v in look.variables])
+    # Along an argument whose automatic gradient is not to be trusted, the derivative of any gradient is not either.
+    kinks = [at for at, name in enumerate(repeated.names) if name in repeated.trusted]
+    moved = [np.zeros(v.shape) if at in kinks else normal(rng, v) for at, v in enumerate(look.variables)]
+    operands = (*look.operands, [jnp.asarray(m.astype(v.dtype)) for m, v in zip(moved, look.variables, strict=True)])
     programs: Programs = [functools.partial(second_order, look.call, f) for f in look.functions]
     results, notes = [run(program, *operands) for program in programs[:2]], ()
     if isinstance(results[0], Exception):
@@ -165,7 +168,6 @@ def _second(look: Look, repeated: Repeated, rng: np.random.Generator) -> list[Ro
             results[0] = reverse
     wanted = Double(programs[1], operands, programs[2])
     sizes = functools.cache(functools.partial(natural_sizes, wanted, operands, rng))
-    kinks = [at for at, name in enumerate(repeated.names) if name in repeated.trusted]
     row = repeated.row(
         "second", results[0], results[1], wanted.first, list(look.variables), repeated.names, sizes, kinks
     )
