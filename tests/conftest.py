@@ -23,7 +23,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 examples = os.environ.get("JAXBP_EXAMPLES")
 settings.register_profile(
     "jaxbp",
-    max_examples=int(examples or 10),
+    max_examples=int(examples or 6),
     derandomize=examples is None,
     deadline=None,
     database=None,

@@ -174,6 +174,7 @@ def test_everything_else_is_equinox_own():
             _ = module.__no_such_name__
 
 
+@pytest.mark.exhaustive
 def test_the_example_agrees_before_and_after():
     script = Path(__file__).parents[2] / "examples" / "equinox_cnn.py"
     result = subprocess.run([sys.executable, str(script), "--steps", "20"], capture_output=True, text=True, timeout=300)

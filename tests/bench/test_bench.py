@@ -634,6 +634,7 @@ def test_training_steps_on_the_command_line(quick, capsys, monkeypatch):
     assert math.isfinite(float(out.splitlines()[4].split()[-5]))
 
 
+@pytest.mark.exhaustive
 def test_per_example_programs_are_timed_and_agree(quick, capsys, monkeypatch, tmp_path):
     model = _per_example.Model("small batch 4", _per_example.block(3), (4, 5, 5, 3), "per example")
     parameters = _models.initial_parameters(model, jaxbp, "float32")

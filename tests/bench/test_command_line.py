@@ -113,6 +113,7 @@ MOMENTS = {
 }
 
 
+@pytest.mark.sampled(3)
 @posix
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_ctrl_c_at_any_moment_is_one_line_and_status_130(tmp_path, moment):
@@ -247,6 +248,7 @@ def test_only_python_m_jaxbp_is_a_command(original, arguments, command):
 # ------------------------------------------------------------------------------------------------- examples
 
 
+@pytest.mark.sampled(3)
 @posix
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_ctrl_c_ends_an_example(tmp_path, name):
@@ -262,6 +264,7 @@ def test_ctrl_c_ends_an_example(tmp_path, name):
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.exhaustive
 @posix
 def test_ctrl_c_ends_every_process(tmp_path):
     script = str(ROOT / "examples" / "data_parallel.py")
@@ -503,6 +506,7 @@ def test_every_op_is_known():
     assert {case.op for case in _command.CASES} == set(OPS)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     "op",
     [op if op in ("conv", "max_unpool", "lp_pool") else pytest.param(op, marks=pytest.mark.exhaustive) for op in OPS],

@@ -90,6 +90,7 @@ def test_article_agrees_on_every_value(tmp_path: Path) -> None:
     assert "DISAGREES" not in result.stdout
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("name", "spoil", "wrong"),
     [
@@ -115,6 +116,7 @@ def test_by_hand_agrees_with_jax_grad(tmp_path: Path) -> None:
     assert names == [f"{layer}.{part}" for layer in layers for part in ("bias", "kernel")] + ["images"]
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("name", ["conv_kernel_grad", "max_pool_grad"])
 def test_by_hand_finds_a_mistake(run_here, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     right = getattr(jaxbp, name)

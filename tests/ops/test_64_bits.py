@@ -108,7 +108,7 @@ def assert_like_twin(got, op: Op, function, arrays) -> None:
         np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-12, atol=1e-12 * np.abs(b).max(initial=1))
 
 
-@pytest.mark.sampled(10)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("name", CASES)
 def test_jitted(name):
     op = CASES[name]
@@ -117,7 +117,7 @@ def test_jitted(name):
     assert_like_twin(got, op, value_and_gradients, arrays)
 
 
-@pytest.mark.sampled(6)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", [*OPS, "tiles", "largest magnitude", "adaptive maximum, long windows"])
 def test_eager(name):
     op = CASES[name]
@@ -220,6 +220,7 @@ def test_numpy_arrays_are_cut_as_everywhere():
     assert jaxbp.conv(np.ones((1, 4, 4, 2)), np.ones((3, 3, 2, 2))).dtype == jnp.float32
 
 
+@pytest.mark.exhaustive
 def test_comparison():
     x, kernel = of_64_bits(Op(jaxbp.conv, (X, K)))
     report = jaxbp.compare(jaxbp.conv, x, kernel, automatic=jaxbp.automatic.conv, time=False)

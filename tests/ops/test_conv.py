@@ -69,6 +69,7 @@ def check_against_twin(case: Conv, wrap=lambda function: function) -> None:
     )
 
 
+@pytest.mark.sampled(26)
 @each_case
 def test_equals_loops(case):
     check_against_loops(case, jax.jit)
@@ -90,6 +91,7 @@ def test_equals_twin_eagerly(name):
     check_against_twin(CONVS[name])
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64", "complex64", "complex128"])
 @pytest.mark.parametrize("name", ["defaults", "kernel dilation, strided", "groups"])
 def test_dtypes(name, dtype):

@@ -63,7 +63,7 @@ LAYOUT_CASES = [
 ] + [("asymmetric padding", layout) for layout in LAYOUTS[2]]
 
 
-@pytest.mark.sampled(18)
+@pytest.mark.sampled(14)
 @pytest.mark.parametrize(
     ("name", "layout"), LAYOUT_CASES, ids=[f"{n}-{'.'.join(d or ['None'])}" for n, d in LAYOUT_CASES]
 )

@@ -87,6 +87,7 @@ def check_all_against_twin(name: str, program) -> None:
         np.testing.assert_allclose(dx[defined], twin_dx[defined], rtol=1e-6 * terms, atol=1e-6 * terms, err_msg=way)
 
 
+@pytest.mark.sampled(14)
 @pytest.mark.parametrize("name", POOLS)
 def test_equals_loops_and_twin(name):
     """Every pool with every argument of its own, in one compiled program."""
@@ -97,13 +98,14 @@ def test_equals_loops_and_twin(name):
         check_all_against_twin(name, program)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("name", ["overlap, same", "asymmetric padding", "ceil_mode, window dilation"])
 def test_equals_loops_eagerly(name):
     case, inputs = POOLS[name], integers(1, POOLS[name].inputs)
     check_all_against_loops(case, inputs, all_pools(jaxbp, case, inputs))
 
 
-@pytest.mark.sampled(12)
+@pytest.mark.sampled(8)
 @each_case
 def test_winners(case):
     """Winners, the gradient map, and unpooling: what pooling read is written back to its place."""
@@ -280,7 +282,7 @@ def test_ceil_mode_refuses_padding_that_crops_the_end():
 # -------------------------------------------------------------------------------------- dtypes and what is kept
 
 
-@pytest.mark.sampled(7)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
 @pytest.mark.parametrize("op", KINDS)
 def test_dtypes(op, dtype):
@@ -297,6 +299,7 @@ def test_dtypes(op, dtype):
         assert_sums_close(dx, expected_dx, 9, 4)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
 @pytest.mark.parametrize("op", ["adaptive_avg_pool", "adaptive_max_pool"])
 def test_adaptive_dtypes(op, dtype):
@@ -441,6 +444,7 @@ def test_unpool_finds_the_smallest_input(window, arguments):
     assert_exact(x, loops.unpool(values, winners, x.shape, window, **arguments)[0])
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("op", ["avg_pool", "sum_pool", "lp_pool", "max_pool", "min_pool"])
 def test_finite_differences_in_float64(op):
     case = POOLS["window dilation, padding"]

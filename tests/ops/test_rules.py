@@ -30,7 +30,7 @@ SOME = [
 ]  # fmt: skip
 
 
-@pytest.mark.sampled(10)
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("name", SOME)
 def test_the_gradient_as_a_rule_is_convs_own(name):
     case = CONVS[name]
@@ -39,6 +39,7 @@ def test_the_gradient_as_a_rule_is_convs_own(name):
     assert_equal(ours, pull_back(lambda x, k, b: jaxbp.conv(x, k, b, **case.arguments), x, kernel, bias))
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("layout", [("NCHW", "OIHW", "NCHW"), ("NHWC", "HWIO", "NCHW"), ("CHWN", "IHWO", "HWNC")])
 @pytest.mark.parametrize("groups", [dict(), dict(feature_group_count=2), dict(batch_group_count=2)], ids=str)
 def test_in_the_callers_layout(layout, groups):
@@ -127,6 +128,7 @@ def contributions(x, kernel, relevance, arguments, positive):
     return result
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", GEOMETRIES)
 @pytest.mark.parametrize("rule", [lrp_epsilon, lrp_z_plus])
 def test_relevance(name, rule):
@@ -151,6 +153,7 @@ def test_guided_backpropagation():
 # --------------------------------------------------------------------------------------------- dtypes of the maps
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", ["defaults", "groups, strided", "1-D", "input dilation, strided", "depthwise"])
 def test_bfloat16_operands_float32_gradient(name):
     """The sums of the bfloat16 numbers in float32: exactly those of the same numbers as float32."""

@@ -166,7 +166,7 @@ DAILY = ("plain", "groups", "tied", "loops", "weight decay", "normalisation", "o
 SOME = [name if name in DAILY else pytest.param(name, marks=pytest.mark.exhaustive) for name in LOSSES]
 
 
-@pytest.mark.sampled(8)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", SOME)
 def test_equals_vmap_of_grad(name):
     loss, reference, params = case(name)

@@ -45,6 +45,7 @@ def test_one_process_with_four_devices() -> None:
     assert "process 0 of 1: 4 of 4 devices" in result.stdout
 
 
+@pytest.mark.exhaustive
 def test_two_processes_with_two_devices_each() -> None:
     result = run("--devices", "4", "--processes", "2", "--steps", "30")
     assert_agreement(result, devices=4)

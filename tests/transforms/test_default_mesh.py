@@ -184,6 +184,7 @@ DAILY = (
 )  # fmt: skip
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize(
     "name", [name if name in DAILY else pytest.param(name, marks=pytest.mark.exhaustive) for name in OPS]
 )
@@ -440,6 +441,7 @@ def losses(model, library, mesh=None):
     return values
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("model", "theirs", "ours"),
     [

@@ -85,7 +85,7 @@ def modes(f, some, dx):
     }
 
 
-@pytest.mark.sampled(6)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", OPS)
 def test_modes(name):
     """In one compiled program; the twin's outside of the block."""
@@ -123,6 +123,7 @@ def test_gradients_on_meshes(name):
         test_sharding.test_shard_map(name)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", ["conv", "dense", "max_pool", "lp_pool", "adaptive_max_pool", "softmax_cross_entropy"])
 def test_called_eagerly(compiled, name):  # noqa: F811
     """Without jit, and a second time without compiling."""
@@ -137,7 +138,7 @@ def test_called_eagerly(compiled, name):  # noqa: F811
     close(dz, jax.jvp(function_of(op, jaxbp.automatic), some, dx)[1])
 
 
-@pytest.mark.sampled(6)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16], ids=str)
 @pytest.mark.parametrize("name", KINDS)
 def test_short_dtypes(name, dtype):
@@ -159,6 +160,7 @@ def test_short_dtypes(name, dtype):
     )
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", KINDS)
 def test_64_bits_from_a_block_that_was_left(name):
     op = OPS[name]
@@ -194,6 +196,7 @@ def test_integers(op):
     assert dz.dtype == jax.dtypes.float0
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("op", ["conv", "dense", "sum_pool", "avg_pool", "adaptive_avg_pool", "max_unpool", "tanh"])
 def test_complex_numbers(op):
     x = normal(0, (2, 3, 3, 2), np.complex64) + 1j * normal(1, (2, 3, 3, 2), np.complex64)
@@ -229,7 +232,7 @@ LINEAR = {
 }
 
 
-@pytest.mark.sampled(6)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", LINEAR)
 def test_linear_transpose(name):
     """By the backward rule: the very numbers of a pullback outside of the block."""
@@ -245,7 +248,7 @@ def test_linear_transpose_of_a_convolution_outside_says_what_to_do():
         jax.linear_transpose(LINEAR["conv"], normal(0, (2, 5, 4, 2)))(normal(0, (2, 3, 2, 3)))
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", KINDS)
 def test_jet(name):
     """Taylor coefficients up to the third; JAX's own where it has them for the twin, else nested jvp."""
@@ -538,6 +541,7 @@ def adapters():
     }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", ["linen", "nnx", "equinox", "haiku"])
 def test_adapters(name):
     model, ours, theirs = adapters()[name]

@@ -98,6 +98,7 @@ def local_models():
         }
 
 
+@pytest.mark.exhaustive
 def test_in_a_new_process(tmp_path):
     by_name = {name: make() for name, make in MODELS.items()}
     made = {"pickle": by_name, "cloudpickle": by_name | local_models()}

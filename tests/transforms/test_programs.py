@@ -62,7 +62,7 @@ def used_twice(op, ops, wrap, first, second):
     return jax.grad(loss)(jnp.array([1.25, 0.75]))
 
 
-@pytest.mark.sampled(20)
+@pytest.mark.sampled(12)
 @pytest.mark.parametrize(
     ("name", "wrapper"),
     [
@@ -176,6 +176,7 @@ def test_a_layout_keeps_its_operands_as_they_are(layout):
     assert kept(jaxbp) <= kept(jaxbp.automatic) + 64
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("shape", [(16, 16, 32), (64, 16, 16), (128, 8, 8)], ids=str)
 @pytest.mark.parametrize("checkpointed", [False, True])
 def test_memory_does_not_grow_with_depth(shape, checkpointed):
@@ -351,7 +352,7 @@ def test_a_checkpointed_solve(kind):
 # ------------------------------------------------------------------------------- pullbacks
 
 
-@pytest.mark.sampled(6)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", OPS)
 def test_pullbacks_are_linear_and_can_be_transposed(name):
     """Implicit differentiation, and jvp by two transpositions, transpose a pullback."""

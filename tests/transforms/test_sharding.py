@@ -129,6 +129,7 @@ def assert_same(sharded, expected):
     chex.assert_trees_all_close(jax.device_get(sharded), jax.device_get(expected), rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize(("name", "way"), WAYS)
 def test_jit(name, way):
     """The compiler partitions the program."""

@@ -72,7 +72,7 @@ def pulled_back(function):
     return both
 
 
-@pytest.mark.sampled(9)
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("case", CONVS, ids=str)
 def test_convolutions(case):
     rank = len(case.window)
@@ -124,7 +124,7 @@ def test_transposed_convolutions(padding, strides):
         assert_exact(dkernel, expected_dkernel)
 
 
-@pytest.mark.sampled(8)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("case", POOLS, ids=str)
 def test_pools(case):
     """All pools of one window in one program."""
@@ -182,6 +182,7 @@ def network(ops, x, a, b, c):
     return z - jnp.mean(z)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("known", SIZES, ids=str)
 def test_layers_after_each_other(known):
     symbolic, shapes = Case((3,), 1, "SAME", 1, known).shapes()
@@ -220,6 +221,7 @@ OTHERS = {
 }  # fmt: skip
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_symbolic_sizes(name):
     call, text, constraints, sizes = OTHERS[name]
@@ -276,6 +278,7 @@ def test_a_last_window_that_hangs_over_the_end(op):
         np.testing.assert_allclose(dx, expected_dx, rtol=1e-6)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("strides", STRIDES)
 def test_gradient_maps(strides):
     """The maps that are told the shape of an input, and unpooling."""

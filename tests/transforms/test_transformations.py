@@ -262,7 +262,7 @@ TRANSFORMATIONS = {
 INSIDE_A_BLOCK = ("forward mode",)
 
 
-@pytest.mark.sampled(64)
+@pytest.mark.sampled(28)
 @pytest.mark.parametrize("transformation", TRANSFORMATIONS)
 @pytest.mark.parametrize("op", OPS)
 def test_transformation(op, transformation):
@@ -287,6 +287,7 @@ SPATIAL = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", SPATIAL)
 def test_symbolic_spatial_sizes(name):
     """One program for every image size."""
@@ -378,7 +379,7 @@ def test_integers_have_no_gradient(op):
     assert pullback(np.zeros(y.shape, jax.dtypes.float0))[0].dtype == jax.dtypes.float0
 
 
-@pytest.mark.sampled(10)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("op", ["avg_pool", "sum_pool", "lp_pool", "max_pool"])
 @pytest.mark.parametrize("padding", ["SAME", "VALID"])
 @pytest.mark.parametrize("strides", [1, 2])
@@ -397,7 +398,7 @@ def test_second_derivatives_of_every_form_of_pool(op, window, strides, padding):
     chex.assert_trees_all_close(pull_twice(jaxbp), right, rtol=2e-5, atol=2e-5 * float(jnp.abs(right).max()))
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("window", [(3, 2), (2,), (3,), (9,), (2, 2, 3)], ids=str)
 @pytest.mark.parametrize("padding", ["SAME", "VALID", (1, 0)], ids=str)
 def test_symbolic_sizes_under_a_constraint(window, padding):
@@ -433,6 +434,7 @@ def gradients(module):
     return jax.grad(lambda x, kernel: module.conv(x, kernel).sum(), (0, 1))
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("wrap", [lambda f: f, jax.jit, jax.checkpoint], ids=["eager", "jit", "checkpoint"])
 def test_examples_that_share_the_kernel_and_delta(wrap):
     """The gradient of x is mapped by nothing; it only waits for the kernel's, which is."""
@@ -445,6 +447,7 @@ def test_examples_that_share_the_kernel_and_delta(wrap):
     assert_as_automatic(pull, x[0])
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("x", "kernel", "axes"),
     [

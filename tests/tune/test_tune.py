@@ -157,6 +157,7 @@ def found(p) -> Measured:
     return measured
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
 def test_the_fastest_wins(monkeypatch, dtype):
     timed = clock(monkeypatch, gemm=0.1, im2col=0.5)
@@ -211,6 +212,7 @@ def damaged(monkeypatch, name, damage):
     )
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(("dtype", "out"), [("float32", "z"), ("float32", "kernel"), ("float64", "x")])
 def test_what_is_inexact_does_not_win(monkeypatch, dtype, out):
     case = conv_case("a", "grouped", (2, 6, 6, 4), (3, 3, 2, 4), 1, feature_group_count=2)
