@@ -110,13 +110,14 @@ def check(name, shape, arguments):
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.sampled(7)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", LAYERS)
 def test_convolutions(name):
     shape, arguments = LAYERS[name]
     check(name, shape, dict(arguments, key=jax.random.key(0)))
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("name", POOLS)
 def test_pools(name):
     check(name, *POOLS[name])

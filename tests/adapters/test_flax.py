@@ -95,7 +95,7 @@ def check_linen(ours, theirs, shape):
     assert_equal(value_and_gradients(ours.apply, variables, x), value_and_gradients(theirs.apply, variables, x))
 
 
-@pytest.mark.sampled(6)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(("shape", "arguments"), CONVS.values(), ids=CONVS)
 def test_linen_conv(shape, arguments):
     check_linen(linen.Conv(8, **arguments), flax_linen.Conv(8, **arguments), shape)
@@ -125,7 +125,7 @@ def check_nnx(our_class, their_class, shape, arguments):
     assert_equal(jax.tree.leaves(our_gradients), jax.tree.leaves(their_gradients))
 
 
-@pytest.mark.sampled(6)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(("shape", "arguments"), CONVS.values(), ids=CONVS)
 def test_nnx_conv(shape, arguments):
     check_nnx(nnx.Conv, flax_nnx.Conv, shape, arguments)
@@ -152,7 +152,7 @@ POOLS = {
 }
 
 
-@pytest.mark.sampled(10)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("library", ["linen", "nnx"])
 @pytest.mark.parametrize("name", ["max_pool", "avg_pool", "min_pool"])
 @pytest.mark.parametrize(("shape", "arguments"), POOLS.values(), ids=POOLS)

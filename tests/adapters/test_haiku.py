@@ -77,7 +77,7 @@ LAYERS = {
 }
 
 
-@pytest.mark.sampled(8)
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("name", LAYERS)
 def test_layers(name):
     shape, arguments = LAYERS[name]

@@ -105,6 +105,7 @@ WINDOWS = {
 }
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("name", WINDOWS)
 def test_reduce_window(name):
     x, init, computation, arguments = WINDOWS[name]
@@ -166,6 +167,7 @@ LIBRARIES = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", LIBRARIES)
 def test_libraries(name):
     library, layer, x = LIBRARIES[name]

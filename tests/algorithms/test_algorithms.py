@@ -231,7 +231,7 @@ def fitted(form: Form, case: Conv) -> Conv:
     return case
 
 
-@pytest.mark.sampled(10)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("form", FORMS, ids=name_of)
 @settings(max_examples=max(6, settings.default.max_examples // 3), suppress_health_check=[HealthCheck.filter_too_much])
 @given(case=convolutions())
@@ -239,7 +239,7 @@ def test_algorithm_equals_loops(form, case):
     check(form, fitted(form, case))
 
 
-@pytest.mark.sampled(6)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("form", [f for f in FORMS if f.algorithm in TILED], ids=name_of)
 @pytest.mark.parametrize("elements", [1, pytest.param(1 << 10, marks=pytest.mark.exhaustive)])
 @settings(max_examples=8, suppress_health_check=[HealthCheck.filter_too_much])
@@ -374,7 +374,7 @@ def test_gradients_of_examples_are_no_grouped_convolution(x, kernel):
     assert "group_count=" not in program(jaxbp.conv).compile().as_text()
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("x", "kernel"), EXAMPLES.values(), ids=EXAMPLES)
 def test_examples_have_gradients_of_their_own(x, kernel):
     """Under one vmap and under two, jitted inside of them or not, and in a derivative of the whole."""
@@ -437,7 +437,7 @@ def test_the_compiler_does_not_see_through_materialize():
 # ----------------------------------------------------------------------------------------------- windows
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     ("limit", "phases", "name"),
     [
@@ -474,7 +474,7 @@ def check_pools_anew(case):
         jax.clear_caches()
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("images", [1, 2])
 @pytest.mark.parametrize("name", ["overlap, same", "window dilation, padding", "3-D", "large window", "ceil_mode"])
 def test_pools_of_some_images_at_a_time(monkeypatch, name, images):

@@ -246,6 +246,7 @@ def test_numbers_have_three_digits_and_missing_ones_a_dash():
 # -------------------------------------------------------------------------------------------- command line
 
 
+@pytest.mark.exhaustive
 def test_a_case_with_json_and_plot(quick, capsys, tmp_path):
     pytest.importorskip("matplotlib")
     record, picture = tmp_path / "bench.json", tmp_path / "bench.png"
@@ -351,6 +352,7 @@ def test_the_plan_is_what_runs(case):
 # ------------------------------------------------------------------------------------------- several devices
 
 
+@pytest.mark.exhaustive
 def test_devices_are_sent_what_a_kernel_s_gradient_has(quick, capsys, monkeypatch, tmp_path):
     """Every layout with both rules; where lax aborts, one is named. With real devices, times, too."""
     monkeypatch.setattr(_devices, "_real", lambda: True)
@@ -564,7 +566,7 @@ def test_interrupted_before_the_first_case(quick, capsys, monkeypatch):
             ["--populations", "--torch"],
             "--loops, --populations and --per-example time programs of their own: leave out --models",
         ),
-        (["--populations", "--filter", "vgg"], "--filter 'vgg' finds none of 18 programs lenet 28x28 batch 32, vmap"),
+        (["--populations", "--filter", "vgg"], "--filter 'vgg' finds none of 12 programs lenet 28x28 batch 32, vmap"),
         (["--plans", "no/such.json", "--plan"], "no/such.json: there is no such file of plans"),
         (["--plan", "--json", "plan.json"], "--plan measures nothing that --json or --plot could write"),
     ],

@@ -143,6 +143,7 @@ def test_bench_keeps_what_it_measured(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["some.json", "some.png"]
 
 
+@pytest.mark.exhaustive
 @posix
 def test_compare_keeps_what_it_compared(tmp_path):
     with start(tmp_path, "-m", "jaxbp", "compare", "relu", "conv", "--json", "some.json") as process:
@@ -209,6 +210,7 @@ def test_nobody_who_reads_no_more_holds_it_up(tmp_path):
 SIGNALS = "import signal; print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)"
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("way", ["a program", "-m of a package", "-m pytest"])
 def test_importing_the_package_touches_no_signal(tmp_path, way):
     code = f"import jaxbp, jaxbp.__main__\n{SIGNALS}\n"
@@ -506,7 +508,7 @@ def test_every_op_is_known():
     assert {case.op for case in _command.CASES} == set(OPS)
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     "op",
     [op if op in ("conv", "max_unpool", "lp_pool") else pytest.param(op, marks=pytest.mark.exhaustive) for op in OPS],

@@ -361,6 +361,7 @@ FOUND, REJECTED = (
 )
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("name, dtype", walks(PART, [(m.name, dtype) for m, dtype in EVERY_MISTAKE]))
 def test_no_reported_mistake_is_missed(name, dtype):
     mistake = next(mistake for mistake in MISTAKES if mistake.name == name)
@@ -369,6 +370,7 @@ def test_no_reported_mistake_is_missed(name, dtype):
     assert named or is_vague(hints) or not mistake.words, hints
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name, dtype", walks(PART_RIGHT, EVERY_RIGHT_RULE))
 def test_no_right_rule_is_rejected(name, dtype):
     rule, shapes, keywords = right_rule(name)

@@ -18,11 +18,13 @@ ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "docs" / "results"
 DOCUMENTS = ("README.md", "BENCHMARKS.md")
 BLOCK = re.compile(r"(<!-- results: ([\w-]+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
+# The results in README's table.
+SUMMARY = ("cpu-suite", "cpu-models", "cpu-loops", "cpu-populations")
 # Families of `bench --loops` and `--populations`, in README's words.
 FAMILIES = {
     "scan": "training steps of small networks in one `lax.scan`",
-    "vmap(step)": "a step of 4 or 16 small networks under `vmap`",
-    "vmap(scan)": "training steps in a `lax.scan` of 4 or 16 small networks under `vmap`",
+    "vmap(step)": "a step of 4 small networks under `vmap`",
+    "vmap(scan)": "training steps of 4 small networks, a `lax.scan` under `vmap`",
 }
 OTHERS = {"automatic": "automatic / jaxbp", "torch": "PyTorch / jaxbp"}
 
@@ -145,21 +147,9 @@ def compile_time(cases: list[dict[str, Any]]) -> str:
     )
 
 
-def network_table(record: dict[str, Any]) -> str:
-    """A row for each program of small networks in loops or populations: times of the others over jaxbp's."""
-    others = list(dict.fromkeys(other for case in record["cases"] for other in case["ratios"]))
-    rows = [["program", "jaxbp ms", *(f"{other} / jaxbp" for other in others)]]
-    for case in record["cases"]:
-        ratios = [digits(case["ratios"].get(other)) for other in others]
-        rows.append([case["name"], digits(case["ms"]["manual"]), *ratios])
-    means = [[case["ratios"][other] for case in record["cases"] if other in case["ratios"]] for other in others]
-    rows.append(["geometric mean", "", *(digits(geometric_mean(ratios)) for ratios in means)])
-    return markdown(rows)
-
-
 def summary() -> str:
     """README's table: a row for all single layers, for each model, and for small networks by transformation."""
-    records = [load(f"cpu-{name}") for name in ("suite", "models", "loops", "populations")]
+    records = [load(name) for name in SUMMARY]
     layers, models, *networks = records
     others = measured(layers["cases"])
     rows = [["", *(OTHERS[other] for other in others)]]
@@ -178,12 +168,7 @@ def block(name: str) -> str:
     if name == "summary":
         return summary()
     record = load(name)
-    if "devices" in record:
-        table = device_table
-    elif "ratios" in record["cases"][0]:
-        table = network_table
-    else:
-        table = layer_table if is_layers(record) else program_table
+    table = device_table if "devices" in record else layer_table if is_layers(record) else program_table
     return f"{origin(record)}\n\n{table(record)}"
 
 

@@ -111,8 +111,8 @@ def argument_table(ops: tuple[str, ...]) -> list[list[str]]:
 def transformation_table() -> list[list[str]]:
     """Ops as rows, the transformations and meshes that each is run under as columns."""
     meshes = {
-        "jit, sharded": {name for name, _ in WAYS},
-        "explicit mesh": {name for name, _ in WAYS},
+        "jit, sharded": {way.values[0] for way in WAYS},
+        "explicit mesh": {way.values[0] for way in WAYS},
         "`shard_map`": set(LAYERS),
         "layer twice": set(USED_TWICE),
     }

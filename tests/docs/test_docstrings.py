@@ -17,6 +17,7 @@ PUBLIC = sorted(
 TWINS = sorted(name for name, value in vars(jaxbp.automatic).items() if not name.startswith("_") and name in PUBLIC)
 
 
+@pytest.mark.sampled(20)
 @pytest.mark.parametrize("name", PUBLIC)
 def test_example(name):
     function = getattr(jaxbp, name)

@@ -116,7 +116,7 @@ def test_by_hand_agrees_with_jax_grad(tmp_path: Path) -> None:
     assert names == [f"{layer}.{part}" for layer in layers for part in ("bias", "kernel")] + ["images"]
 
 
-@pytest.mark.sampled(1)
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", ["conv_kernel_grad", "max_pool_grad"])
 def test_by_hand_finds_a_mistake(run_here, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     right = getattr(jaxbp, name)
@@ -153,6 +153,7 @@ def test_gauss_newton_refuses_no_steps(run_here) -> None:
     assert "--steps must be 1 or more, but got 0" in err
 
 
+@pytest.mark.exhaustive
 def test_train_digits_learns_and_compares_both_rules(tmp_path: Path) -> None:
     result = run_python(tmp_path, str(EXAMPLES / "train_digits.py"), "--epochs", "6", "--seed", "1")
     assert result.returncode == 0, result.stderr
@@ -296,6 +297,7 @@ def training(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
         process.kill()
 
 
+@pytest.mark.exhaustive
 @pytest.mark.skipif(os.name == "nt", reason="sends SIGINT")
 def test_ctrl_c_reports_what_was_learnt_so_far(tmp_path: Path, training: subprocess.Popen[str]) -> None:
     process = training
@@ -353,6 +355,7 @@ def test_private_digits_learn_and_agree_with_vmap(tmp_path: Path) -> None:
     assert (tmp_path / "norms.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.exhaustive
 def test_private_digits_finds_a_mistake(run_here, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     right = jaxbp.clipped_grad
 

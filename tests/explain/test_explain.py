@@ -77,6 +77,7 @@ def test_the_article_s_pools_come_out_exactly():
     assert np.array_equal(mean.manual["input_grad"], quarters)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", GEOMETRIES)
 def test_every_picture_of_a_convolution_is_the_gradient(name):
     case = conv_case(name)
@@ -266,6 +267,7 @@ def test_the_command_draws_the_case_that_was_asked_for(pixel, capsys):
     assert "strides (2, 2), padding ((1, 1), (1, 1)), dilation (2, 2)" in str(expected)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("op", _explain.OPS)
 def test_the_command_writes_files(op, tmp_path, capsys):
     pytest.importorskip("matplotlib")

@@ -69,7 +69,7 @@ def check_against_twin(case: Conv, wrap=lambda function: function) -> None:
     )
 
 
-@pytest.mark.sampled(26)
+@pytest.mark.sampled(18)
 @each_case
 def test_equals_loops(case):
     check_against_loops(case, jax.jit)

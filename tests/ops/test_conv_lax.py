@@ -63,7 +63,7 @@ LAYOUT_CASES = [
 ] + [("asymmetric padding", layout) for layout in LAYOUTS[2]]
 
 
-@pytest.mark.sampled(14)
+@pytest.mark.sampled(9)
 @pytest.mark.parametrize(
     ("name", "layout"), LAYOUT_CASES, ids=[f"{n}-{'.'.join(d or ['None'])}" for n, d in LAYOUT_CASES]
 )
@@ -143,6 +143,7 @@ EXTRA = {
 }
 
 
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize("name", EXTRA)
 def test_the_rest_of_lax(name):
     lhs_shape, rhs_shape, words = EXTRA[name]

@@ -94,7 +94,7 @@ def spoil_sum(monkeypatch, out, spoil):
     monkeypatch.setattr(_plan, "evaluate", wrong)
 
 
-@pytest.mark.sampled(6)
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(("name", "spoil"), CONV_MUTANTS, ids=[f"{n}-{s.__name__}" for n, s in CONV_MUTANTS])
 def test_conv_mutant_is_found(monkeypatch, name, spoil):
     spoil_sum(monkeypatch, name, spoil)
@@ -118,7 +118,7 @@ def test_mutant_of_the_rule_is_found(monkeypatch, wrong):
     assert_both_checks_fail()
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("name", "spoil"), POOL_MUTANTS, ids=[f"{n}-{s.__name__}" for n, s in POOL_MUTANTS])
 def test_pool_mutant_is_found(monkeypatch, name, spoil):
     right = getattr(_pools, name)

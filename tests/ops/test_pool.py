@@ -87,7 +87,7 @@ def check_all_against_twin(name: str, program) -> None:
         np.testing.assert_allclose(dx[defined], twin_dx[defined], rtol=1e-6 * terms, atol=1e-6 * terms, err_msg=way)
 
 
-@pytest.mark.sampled(14)
+@pytest.mark.sampled(9)
 @pytest.mark.parametrize("name", POOLS)
 def test_equals_loops_and_twin(name):
     """Every pool with every argument of its own, in one compiled program."""

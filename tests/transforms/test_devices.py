@@ -151,6 +151,7 @@ def check_conv_on_devices(geometry, sharded):
     assert_same(jax.jit(step)(*on_mesh, jax.device_put(delta, puts[1])), expected)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     "geometry", ["strided, halo before", "over zeros, strided", "uneven parts", "fewer groups than devices"]
 )

@@ -85,7 +85,7 @@ def modes(f, some, dx):
     }
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", OPS)
 def test_modes(name):
     """In one compiled program; the twin's outside of the block."""
@@ -138,7 +138,7 @@ def test_called_eagerly(compiled, name):  # noqa: F811
     close(dz, jax.jvp(function_of(op, jaxbp.automatic), some, dx)[1])
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16], ids=str)
 @pytest.mark.parametrize("name", KINDS)
 def test_short_dtypes(name, dtype):
@@ -375,6 +375,7 @@ AROUND = {
 }
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("around", AROUND)
 def test_what_was_traced_before_is_traced_again(around):
     """With the block and without, in turn; the twin of a difference quotient, as layers inside were traced, too."""
@@ -541,7 +542,7 @@ def adapters():
     }
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("name", ["linen", "nnx", "equinox", "haiku"])
 def test_adapters(name):
     model, ours, theirs = adapters()[name]

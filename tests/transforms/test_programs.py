@@ -62,7 +62,7 @@ def used_twice(op, ops, wrap, first, second):
     return jax.grad(loss)(jnp.array([1.25, 0.75]))
 
 
-@pytest.mark.sampled(12)
+@pytest.mark.sampled(9)
 @pytest.mark.parametrize(
     ("name", "wrapper"),
     [
@@ -133,7 +133,7 @@ def test_a_bias_and_an_image_of_one_jitted_layer():
 # ------------------------------------------------------------------------------- what is kept, and when
 
 
-@pytest.mark.sampled(9)
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=str)
 @pytest.mark.parametrize("name", OPS)
 def test_no_more_is_kept_than_by_lax(name, dtype):
@@ -176,7 +176,7 @@ def test_a_layout_keeps_its_operands_as_they_are(layout):
     assert kept(jaxbp) <= kept(jaxbp.automatic) + 64
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize("shape", [(16, 16, 32), (64, 16, 16), (128, 8, 8)], ids=str)
 @pytest.mark.parametrize("checkpointed", [False, True])
 def test_memory_does_not_grow_with_depth(shape, checkpointed):

@@ -139,6 +139,7 @@ def test_jit(name, way):
     assert_same(jax.jit(value_and_gradients(layer))(*sharded), single(name))
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize(("name", "way"), WAYS)
 def test_explicit_mesh(name, way):
     """Shardings are part of the types, and a gradient has its array's."""
@@ -152,6 +153,7 @@ def test_explicit_mesh(name, way):
         assert gradients[0].sharding.spec[specs[0].index("d")] == "d"
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize(
     "name", [name if name in DAILY else pytest.param(name, marks=pytest.mark.exhaustive) for name in LAYERS]
 )

@@ -124,7 +124,7 @@ def test_transposed_convolutions(padding, strides):
         assert_exact(dkernel, expected_dkernel)
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("case", POOLS, ids=str)
 def test_pools(case):
     """All pools of one window in one program."""
@@ -221,7 +221,7 @@ OTHERS = {
 }  # fmt: skip
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_symbolic_sizes(name):
     call, text, constraints, sizes = OTHERS[name]
