@@ -22,9 +22,9 @@ BLOCK = re.compile(r"(<!-- results: ([\w-]+) -->\n).*?(<!-- end of results -->)"
 SUMMARY = ("cpu-suite", "cpu-models", "cpu-loops", "cpu-populations")
 # Families of `bench --loops` and `--populations`, in README's words.
 FAMILIES = {
-    "scan": "training steps of small networks in one `lax.scan`",
-    "vmap(step)": "a step of 4 small networks under `vmap`",
-    "vmap(scan)": "training steps of 4 small networks, a `lax.scan` under `vmap`",
+    "scan": "4 training steps of small networks in one `lax.scan`",
+    "vmap(step)": "a step of 4 or 16 small networks under `vmap`",
+    "vmap(scan)": "4 training steps of 4 or 16 small networks, a `lax.scan` under `vmap`",
 }
 OTHERS = {"automatic": "automatic / jaxbp", "torch": "PyTorch / jaxbp"}
 
@@ -155,11 +155,12 @@ def summary() -> str:
     rows = [["", *(OTHERS[other] for other in others)]]
     rows.append([f"{len(layers['cases'])} single layers", *(mean(layers["cases"], other) for other in others)])
     rows += [[f"step of {c['name']}", *(digits(speedup(c, other)) for other in others)] for c in models["cases"]]
+    timed = [case for record in networks for case in record["cases"]]
     for family, what in FAMILIES.items():
-        found = [
-            case["ratios"]["automatic"] for record in networks for case in record["cases"] if case["family"] == family
-        ]
-        rows.append([f"{what} ({len(found)} programs)", digits(geometric_mean(found)), *["-"] * (len(others) - 1)])
+        if ratios := [case["ratios"]["automatic"] for case in timed if case["family"] == family]:
+            rows.append(
+                [f"{what} ({len(ratios)} programs)", digits(geometric_mean(ratios)), *["-"] * (len(others) - 1)]
+            )
     return f"{markdown(rows)}\n\n{origin(*records)}"
 
 
@@ -195,8 +196,8 @@ def draw(name: str, file: Path) -> None:
             if "torch" in others and (text := mean(members, "torch")) != "-":
                 axes.plot(float(text), y, "D", color="#222222", markeredgecolor="white")
         axes.set_xscale("log")
-        axes.set_xlim(0.8, 200)
-        axes.set_xticks([1, 2, 5, 10, 20, 50, 100], ["1", "2", "5", "10", "20", "50", "100"])
+        axes.set_xlim(0.5, 200)
+        axes.set_xticks([0.5, 1, 2, 5, 10, 20, 50, 100], ["0.5", "1", "2", "5", "10", "20", "50", "100"])
         axes.minorticks_off()
         axes.set_yticks(range(len(found)), list(found))
         axes.invert_yaxis()
