@@ -192,9 +192,11 @@ def draw(name: str, file: Path) -> None:
         for y, members in enumerate(found.values()):
             value = geometric_mean([speedup(case, "automatic") for case in members])
             axes.barh(y, value - 1, left=1, color="#4c72b0" if value >= 1 else "#c44e52")
-            axes.text(max(value, 1) * 1.05, y, mean(members, "automatic"), va="center")
+            end = max(value, 1)
             if "torch" in others and (text := mean(members, "torch")) != "-":
                 axes.plot(float(text), y, "D", color="#222222", markeredgecolor="white")
+                end = max(end, float(text) * 1.05)
+            axes.text(end * 1.05, y, mean(members, "automatic"), va="center")
         axes.set_xscale("log")
         axes.set_xlim(0.5, 200)
         axes.set_xticks([0.5, 1, 2, 5, 10, 20, 50, 100], ["0.5", "1", "2", "5", "10", "20", "50", "100"])
