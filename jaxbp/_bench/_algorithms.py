@@ -17,7 +17,7 @@ from .. import _plan
 from .._geometry import Problem, operand_shapes
 from ._measure import Times, geometric_mean, interleave, sample
 from ._plan import SUMS, problems
-from ._programs import wait_on_cpu
+from ._programs import bound
 from ._suite import Case
 
 # Slower algorithms than so many times the fastest first call are timed by that call alone.
@@ -65,7 +65,7 @@ def measure_choice(layer: str, p: Problem, seconds: float) -> Choice | None:
     if len(plans) < 2:
         return None
     a, b = _operands(p)
-    programs = {name: _compile(partial(_plan.evaluate, plan, dtype=p.dtype), a, b) for name, plan in plans.items()}
+    programs = {name: bound(partial(_plan.evaluate, plan, dtype=p.dtype), a, b) for name, plan in plans.items()}
     first = {name: _seconds_of(program) for name, program in programs.items()}
     near = {name: program for name, program in programs.items() if first[name] < FAR * min(first.values())}
     near[chosen] = programs[chosen]
@@ -73,12 +73,6 @@ def measure_choice(layer: str, p: Problem, seconds: float) -> Choice | None:
     best = min(times, key=lambda name: _median(times[name], 0))
     ms = {name: 1e3 * (times[name].best if name in times else first[name]) for name in programs}
     return Choice(layer, SUMS[p.out], chosen, best, ms, _median(times[chosen], 1) / _median(times[best], 1))
-
-
-def _compile(run: Callable[..., jax.Array], a: jax.Array, b: jax.Array) -> Callable[[], jax.Array]:
-    """The compiled sum of these operands."""
-    compiled = jax.jit(run).lower(a, b).compile()
-    return lambda: wait_on_cpu(compiled(a, b))
 
 
 def _seconds_of(program: Callable[[], Any]) -> float:

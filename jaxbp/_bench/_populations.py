@@ -27,7 +27,7 @@ from ._models import (
     lenet,
     training_data,
 )
-from ._programs import wait_on_cpu
+from ._programs import bound, wait_on_cpu
 
 STEPS = 4
 MEMBERS = (4, 16)
@@ -141,7 +141,7 @@ def programs_of(setup: Setup, dtype: str) -> dict[str, Callable[[], Any]]:
         arrays = jax.tree.map(partial(_of_members, count=setup.members), arrays)
         functions[MAP] = lambda *arrays, one=functions[MANUAL]: jax.lax.map(lambda some: one(*some), arrays)
         functions |= {name: jax.vmap(functions[name]) for name in (MANUAL, AUTOMATIC)}
-    programs = {name: _bound(function, arrays) for name, function in functions.items()}
+    programs = {name: bound(function, *arrays) for name, function in functions.items()}
     if setup.scanned and setup.members is None:
         programs[LOOP] = _looped(own, arrays)
     return programs
@@ -154,12 +154,6 @@ def _of_members(a: jax.Array, count: int) -> jax.Array:
         return members
     factors = (1 + jnp.arange(count, dtype=jnp.float32) / count).astype(a.dtype)
     return members * factors.reshape(-1, *(1,) * a.ndim)
-
-
-def _bound(function: Callable[..., Any], arrays: tuple) -> Callable[[], Any]:
-    """The compiled function of these arrays."""
-    compiled = jax.jit(function).lower(*arrays).compile()
-    return lambda: wait_on_cpu(compiled(*arrays))
 
 
 def _looped(step: Callable[..., Any], arrays: tuple) -> Callable[[], Any]:

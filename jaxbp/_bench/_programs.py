@@ -80,6 +80,12 @@ def compile_program(program: Callable, *operands: Any, donate: Sequence[int] = (
     return Program(lambda: wait_on_cpu(compiled(*operands)), temporary, seconds)
 
 
+def bound(program: Callable, *operands: Any) -> Callable[[], Any]:
+    """The compiled program of these operands."""
+    compiled = jax.jit(program).lower(*operands).compile()
+    return lambda: wait_on_cpu(compiled(*operands))
+
+
 def _compile(program: Callable, operands: Sequence[Any], donate: Sequence[int]) -> tuple[Any, float, float]:
     """The compiled program, the seconds to trace and lower it, and those of the compiler."""
     # What earlier programs left behind would else be collected while this one is traced.

@@ -468,7 +468,7 @@ def test_the_best_algorithm_is_found_and_timed_on_different_rounds(monkeypatch):
 
     monkeypatch.setattr(_algorithms, "interleave", interleave)
     monkeypatch.setattr(_algorithms, "sample", lambda call, calls: 1.0)
-    monkeypatch.setattr(_algorithms, "_compile", lambda run, *operands: lambda: None)
+    monkeypatch.setattr(_algorithms, "bound", lambda run, *operands: lambda: None)
     choice = _algorithms.measure_choice("a layer", p, 0.0)
     assert choice.best != chosen and choice.ratio == 1.0
 
