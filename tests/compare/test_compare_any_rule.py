@@ -106,10 +106,8 @@ def test_any_program_runs_in_float64(function):
     assert 0 < np.abs(wide(nudged)[0] - found).max() < 1e-6
 
 
-LONG = [pytest.param(function, marks=pytest.mark.exhaustive) for function in (in_a_cond, with_scatter, with_product)]
-
-
-@pytest.mark.parametrize("function", [in_a_loop, with_a_kernel, *LONG])
+@pytest.mark.sampled(2)
+@pytest.mark.parametrize("function", [in_a_loop, in_a_cond, with_scatter, with_product, with_a_kernel])
 def test_a_program_without_its_rules_is_differentiable(function):
     x = normal(6)
     plain = without_rules(jax.jit(ruled(function, lambda kept, delta: (jnp.zeros(6),))))
@@ -144,13 +142,14 @@ def test_noise_inside_of_a_kernel_hides_nothing():
         x, s = kept[0], jax.lax.rsqrt((kept[0] * kept[0]).mean(-1, keepdims=True) + 1e-6)
         return (s * (delta - x * s * (delta * x * s).mean(-1, keepdims=True)),)
 
-    x = normal(4, 12)
-    report = quick(ruled(rms, backward), x)
-    assert not report.ok and not report.rows[1].kink
+    x = normal(10, 40)
+    reports = [quick(ruled(rms, backward), x, key=seed) for seed in range(3)]
+    assert not any(report.ok or report.rows[1].kink for report in reports)
     assert quick(ruled(rms, right), x).ok
 
 
-@pytest.mark.parametrize("factor", [0.0, *(pytest.param(f, marks=pytest.mark.exhaustive) for f in (-1.0, 1.5))])
+@pytest.mark.sampled(1)
+@pytest.mark.parametrize("factor", [0.0, -1.0, 1.5])
 def test_random_numbers_inside_of_the_function(factor):
     def dropout(x, key):
         return jnp.where(jax.random.bernoulli(key, 0.75, x.shape), x / 0.75, 0)
@@ -158,7 +157,7 @@ def test_random_numbers_inside_of_the_function(factor):
     def backward(kept, delta):
         return factor * jax.vjp(lambda x: dropout(x, kept[1]), kept[0])[1](delta)[0], None
 
-    x, key = jnp.arange(1.0, 33.0), jax.random.key(0)
+    x, key = jnp.arange(1.0, 129.0), jax.random.key(0)
     report = quick(ruled(dropout, backward), x, key)
     assert not report.ok
     right = ruled(dropout, lambda kept, delta: (jax.vjp(lambda x: dropout(x, kept[1]), kept[0])[1](delta)[0], None))
@@ -180,12 +179,8 @@ def test_an_unusable_automatic_gradient_is_no_limit():
     assert row_of(wrong, "x").verdict == "WRONG"
 
 
-OTHER_WRAPS = [
-    pytest.param(w, marks=pytest.mark.exhaustive) for w in (jax.checkpoint, lambda f: wraps(f)(lambda x: f(x) + 1))
-]
-
-
-@pytest.mark.parametrize("wrap", [jax.jit, *OTHER_WRAPS])
+@pytest.mark.sampled(1)
+@pytest.mark.parametrize("wrap", [jax.jit, jax.checkpoint, lambda f: wraps(f)(lambda x: f(x) + 1)])
 def test_rules_are_found_at_any_depth(wrap):
     def through_float32(x):
         return jnp.sin(x.astype(jnp.float32)).astype(x.dtype)
@@ -238,10 +233,8 @@ def host(function):
     return call
 
 
-@pytest.mark.parametrize(
-    "change, words",
-    [pytest.param(lambda g: 1.01 * g, "", marks=pytest.mark.exhaustive), (lambda g: g.at[7].multiply(1.5), r"\[7\]")],
-)
+@pytest.mark.sampled(1)
+@pytest.mark.parametrize("change, words", [(lambda g: 1.01 * g, r""), (lambda g: g.at[7].multiply(1.5), r"\[7\]")])
 def test_slopes_alone_say_what_they_checked(change, words):
     def rule(change):
         return ruled(host(np.sin), lambda kept, delta: (change(delta * jnp.cos(kept[0])),))
@@ -253,7 +246,8 @@ def test_slopes_alone_say_what_they_checked(change, words):
     assert not wrong.ok and "finite differences disagree with manual" in hint_of(wrong)
     if words:
         assert wrong.rows[1].index == (7,)
-    assert not quick(rule(lambda g: g.at[67].set(9.0)), normal(70)).ok
+    big = normal(500)
+    assert not quick(rule(lambda g: g.at[417].set(9.0)), big).ok
 
 
 def test_what_nothing_could_check_is_not_ok():
@@ -265,7 +259,8 @@ def test_what_nothing_could_check_is_not_ok():
         check_vjp(rule, normal(4), finite_difference=False, transforms=())
 
 
-@pytest.mark.parametrize("factor, ok", [(1.001, False), pytest.param(1.0, True, marks=pytest.mark.exhaustive)])
+@pytest.mark.sampled(1)
+@pytest.mark.parametrize("factor, ok", [(1.0, True), (1.001, False)])
 def test_forward_mode_judges_where_reverse_mode_fails(factor, ok):
     def root(x):
         return jax.lax.while_loop(
@@ -354,16 +349,17 @@ def test_finite_where_plain_autodiff_is_nan():
 
     log1pexp = jax.custom_vjp(plain)
     log1pexp.defvjp(lambda x: (jnp.logaddexp(x, 0.0), x), lambda x, g: (g * jax.nn.sigmoid(x),))
-    one = quick(log1pexp, jnp.array([1000.0, 0.0, -3.0]), transforms=("jit", "vmap"), probe=True)
+    every = partial(compare, time=False, memory=False, transforms=("jit", "vmap"))
+    one = every(log1pexp, jnp.array([1000.0, 0.0, -3.0]))
     assert one.ok and any("subgradient" in note for note in one.rows[1].notes), one
 
     def length(x):
         return jnp.sqrt((x * x).sum(-1))
 
     safe = ruled(length, lambda kept, g: (g[:, None] * kept[0] / jnp.maximum(length(kept[0]), 1e-30)[:, None],))
-    two = quick(safe, jnp.zeros((2, 3)).at[0].set(1.0))
+    two = every(safe, jnp.zeros((2, 3)).at[0].set(1.0))
     assert two.ok and "subgradient" in str(two), two
-    three = quick(jax.nn.relu, jnp.array([-1.0, 0.0, 2.0]))
+    three = every(jax.nn.relu, jnp.array([-1.0, 0.0, 2.0]))
     assert three.ok and "subgradient: between the one-sided slopes at [1]" in str(three), three
 
 
@@ -394,6 +390,27 @@ def test_a_mask_of_infinities_is_measured_around():
     assert report.ok and row_of(report, report.rows[1].name).finite_difference < 1e-6, report
 
 
+def test_a_wrong_formula_in_a_loop_is_no_mask():
+    """A later output goes wrong through every earlier step, though nothing is masked."""
+
+    def step(h, x, w):
+        return jnp.tanh(h @ w + x)
+
+    def backward(kept, g):
+        h, x, w = kept
+        d = g * (1 - step(h, x, w))  # of tanh(z) it is 1 - tanh(z)^2
+        return d @ w.T, d, h.T @ d
+
+    cell = ruled(step, backward)
+
+    def net(x, w):
+        return jax.lax.scan(lambda h, xi: (cell(h, xi, w), h.sum()), jnp.zeros_like(x[0]), x)
+
+    report = quick(net, normal(5, 2, 3), normal(3, 3, seed=1) / 2)
+    hints = [row.hint for row in report.rows if not row.ok]
+    assert hints and not any("a mask" in hint or "tile" in hint for hint in hints), hints
+
+
 def test_a_long_sum_in_another_order():
     """With a callback inside nothing is wider than float32: the limit grows with the noise of the sum."""
 
@@ -419,7 +436,7 @@ def test_a_long_sum_in_another_order():
 def test_arguments_are_never_deleted():
     sin = ruled(jnp.sin, lambda kept, g: (g * jnp.cos(kept[0]),))
     x = jnp.arange(4.0)
-    assert quick(jax.jit(sin, donate_argnums=0), x, transforms="jit").ok and not x.is_deleted()
+    assert compare(jax.jit(sin, donate_argnums=0), x, time=False, memory=False).ok and not x.is_deleted()
 
 
 def test_a_linear_function_has_no_kink():
@@ -449,16 +466,6 @@ def test_hints_say_what_happened():
     )
     assert text == "manual = conj(automatic): a conjugate is missing, or one too many"
 
-    half = named(lambda x: x * x, lambda r, g: ((g * r[0]).astype("float16").astype("float32") * 2.0,), x)
-    assert half == "every entry is a float16 number: rounded to float16"
-
-
-@pytest.mark.exhaustive
-def test_hints_say_what_other_tests_name_too():
-    x = normal(6, 8)
-    low = named(lambda x: x * x, lambda r, g: (r[0] * (2 * g).astype("bfloat16").astype("float32"),), x)
-    assert "right in float64: low precision in an intermediate result" in low
-
     def norm(x):
         return x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + 1e-6)
 
@@ -467,6 +474,10 @@ def test_hints_say_what_other_tests_name_too():
         return (s * (g - r[0] * s * (g * r[0] * s).mean(-1, keepdims=True)),)
 
     assert named(norm, no_eps, 0.1 * x) == "manual = the gradient without the constant 1e-06: a forgotten eps?"
+    half = named(lambda x: x * x, lambda r, g: ((g * r[0]).astype("float16").astype("float32") * 2.0,), x)
+    assert half == "every entry is a float16 number: rounded to float16"
+    low = named(lambda x: x * x, lambda r, g: (r[0] * (2 * g).astype("bfloat16").astype("float32"),), x)
+    assert "right in float64: low precision in an intermediate result" in low
     assert "cotangent is ignored" in named(jnp.sin, lambda r, g: (jnp.cos(r[0]),), x)
     assert named(jnp.sin, lambda r, g: (jnp.cos(r[0]) * g * jnp.abs(g),), x) == "manual is not linear in delta"
 
@@ -479,46 +490,17 @@ def attention(mask):
     return attend
 
 
-CAUSAL = np.tril(np.ones((8, 8), bool))
-WINDOW = CAUSAL & ~np.tril(np.ones((8, 8), bool), -3)
-LEAKS = [
-    (WINDOW, CAUSAL, "leaks into v up to i - 3: a window is missing or off by one?"),
-    pytest.param(
-        CAUSAL,
-        np.ones((8, 8), bool),
-        "leaks into v from i + 1 on: a causal mask is missing?",
-        marks=pytest.mark.exhaustive,
-    ),
-]
-
-
-@pytest.mark.parametrize("right, wrong, words", LEAKS, ids=["window", "causal"])
-def test_hints_say_which_output_leaks_into_which_entry(right, wrong, words):
+def test_hints_say_which_output_leaks_into_which_entry():
+    causal = np.tril(np.ones((8, 8), bool))
+    window = causal & ~np.tril(np.ones((8, 8), bool), -3)
     q, k, v = (normal(8, 4, seed=s) for s in range(3))
-    rule = ruled(attention(right), lambda kept, g: jax.vjp(attention(wrong), *kept)[1](g))
-    row = row_of(quick(rule, q, k, v, argnums=2), "v")
-    assert not row.ok and words in row.hint, row.hint
-
-
-def test_a_wrong_formula_in_a_loop_is_no_mask():
-    """A later output goes wrong through every earlier step, though nothing is masked."""
-
-    def step(h, x, w):
-        return jnp.tanh(h @ w + x)
-
-    def backward(kept, g):
-        h, x, w = kept
-        d = g * (1 - step(h, x, w))  # of tanh(z) it is 1 - tanh(z)^2
-        return d @ w.T, d, h.T @ d
-
-    cell = ruled(step, backward)
-
-    def net(x, w):
-        return jax.lax.scan(lambda h, xi: (cell(h, xi, w), h.sum()), jnp.zeros_like(x[0]), x)
-
-    report = quick(net, normal(5, 2, 3), normal(3, 3, seed=1) / 2)
-    hints = [row.hint for row in report.rows if not row.ok]
-    assert hints and not any("a mask" in hint or "tile" in hint for hint in hints), hints
+    for right, wrong, words in (
+        (causal, np.ones((8, 8), bool), "leaks into v from i + 1 on: a causal mask is missing?"),
+        (window, causal, "leaks into v up to i - 3: a window is missing or off by one?"),
+    ):
+        rule = ruled(attention(right), lambda kept, g, wrong=wrong: jax.vjp(attention(wrong), *kept)[1](g))
+        row = row_of(quick(rule, q, k, v, argnums=2), "v")
+        assert not row.ok and words in row.hint, row.hint
 
 
 def test_an_exception_names_its_line():
@@ -548,9 +530,9 @@ def test_cases_name_the_one_that_fails():
 
         return ruled(scaled, tile)(x, b)
 
-    cases = [(normal(3, n), normal(n)) for n in (8, 7)] + [(normal(1, 4),)]
+    cases = [(normal(3, n), normal(n)) for n in (8, 7)] + [(normal(1, 4),), (normal(1, 8), normal(8))]
     report = quick(rule, automatic=scaled, cases=cases)
-    assert [row.verdict for row in report.rows if row.kind == "case"] == ["ok", "WRONG", "ok"]
+    assert [row.verdict for row in report.rows if row.kind == "case"] == ["ok", "WRONG", "ok", "ok"]
     assert "float32[3,7], float32[7]" in row_of(report, "case 1").notes[0]
     assert "lie in [4:7], where manual is 0" in row_of(report, "case 1: b").hint
     assert not report.notes
