@@ -508,7 +508,6 @@ def test_every_op_is_known():
     assert {case.op for case in _command.CASES} == set(OPS)
 
 
-@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     "op",
     [op if op in ("conv", "max_unpool", "lp_pool") else pytest.param(op, marks=pytest.mark.exhaustive) for op in OPS],

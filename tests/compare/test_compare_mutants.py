@@ -25,7 +25,7 @@ from jaxbp import compare
 
 FULL = __name__ == "__main__" or os.environ.get("JAXBP_FULL", "") not in ("", "0")
 DTYPES = ("float32", "bfloat16", "float16")
-IMAGES = ((1, 6, 6, 1), (8, 28, 28, 1)) if FULL else ((2, 6, 6, 1),)
+SMALL, IMAGES = (2, 6, 6, 1), ((1, 6, 6, 1), (8, 28, 28, 1))
 OTHERS = other_checks.OTHERS if FULL else {}
 TOOLS = ("`jaxbp.check_vjp`", *OTHERS)
 
@@ -64,7 +64,16 @@ POOLS: dict[str, Callable[[Any], Callable]] = {
     "adaptive_avg_pool": lambda m: lambda x: m.adaptive_avg_pool(x, (3, 2)),
     "adaptive_max_pool": lambda m: lambda x: m.adaptive_max_pool(x, (3, 2)),
 }
-PART = {"conv 3x3": ("float32",), "max_pool 2x2": ("float16",)}
+# The dtypes in which mistakes are put into an op on an image: by default, in the long walk, and everything.
+Part = dict[tuple[str, tuple[int, ...]], tuple[str, ...]]
+DAILY: Part = {("conv 3x3", SMALL): ("float32",), ("max_pool 2x2", SMALL): ("float16",)}
+WALK: Part = {
+    ("conv 3x3", IMAGES[0]): ("bfloat16",),
+    ("conv 3x3", IMAGES[1]): ("float32",),
+    ("max_pool 2x2", IMAGES[0]): ("float16",),
+    ("max_pool 2x2", IMAGES[1]): ("float32",),
+}
+EVERYTHING: Part = {(name, image): DTYPES for name in (*CONVS, *POOLS) for image in IMAGES}
 
 
 class Mistake(NamedTuple):
@@ -127,7 +136,6 @@ POOL_MISTAKES = (
     Mistake("db a mean", at(0, factor(0.25)), ("a mean in place of a sum",)),
     Mistake("db of the first image only", at(0, lambda g, delta: g.at[1:].set(0)), ("only index 0 along axis 0",)),
 )
-OF_POOLS_ALONE = tuple(m for m in POOL_MISTAKES if m.name in ("kernel not rotated", "db a mean"))
 
 
 def mutant_of(function: Callable, mistake: Mistake) -> Callable:
@@ -174,16 +182,14 @@ def alarms(manual, automatic, args, probe=False) -> tuple[Any, ...]:
     return not report.ok, *theirs, " | ".join(row.hint for row in report.rows)
 
 
-def mutant_cases():
-    """(op, mistakes, automatic function, shapes) of every op and batch."""
-    for name, (kernel, make) in CONVS.items():
-        for image in IMAGES:
-            if FULL or name in PART:
-                yield name, CONV_MISTAKES, make(jaxbp.automatic), (image, kernel, kernel[-1:])
-    for name, make in POOLS.items():
-        for image in IMAGES:
-            if FULL or name in PART:
-                yield name, POOL_MISTAKES if FULL else OF_POOLS_ALONE, make(jaxbp.automatic), (image,)
+def mutant_cases(part: Part):
+    """(op, mistakes, automatic function, shapes, dtypes) of every op and batch."""
+    for (name, image), dtypes in part.items():
+        if name in CONVS:
+            kernel, make = CONVS[name]
+            yield name, CONV_MISTAKES, make(jaxbp.automatic), (image, kernel, kernel[-1:]), dtypes
+        else:
+            yield name, POOL_MISTAKES, POOLS[name](jaxbp.automatic), (image,), dtypes
 
 
 def group(dtype) -> str:
@@ -201,13 +207,13 @@ class Counts(NamedTuple):
     wrong: list[str]
 
 
-def count(geometries: int) -> Counts:
+def count(part: Part, geometries: int) -> Counts:
     """Plant every mistake in every op, and check right rules of random geometries."""
     found = Counts(defaultdict(lambda: [0] * (2 + len(TOOLS))), [], [], defaultdict(lambda: [0] * (1 + len(TOOLS))), [])
-    for name, mistakes, function, shapes in mutant_cases():
+    for name, mistakes, function, shapes, dtypes in mutant_cases(part):
         # With one image there is no difference between the first and all.
         mistakes = [m for m in mistakes if shapes[0][0] > 1 or "first image" not in m.name]
-        for dtype in DTYPES if FULL else PART[name]:
+        for dtype in dtypes:
             args = arguments(function, mistakes, shapes, dtype)
             for mistake in mistakes:
                 *caught, hints = alarms(mutant_of(function, mistake), function, args)
@@ -278,9 +284,15 @@ def table(found: Counts) -> str:
     return "\n".join(lines)
 
 
-@pytest.fixture(scope="module")
-def found() -> Counts:
-    return count(500 if FULL else 2)
+RUNS = [
+    pytest.param((DAILY, 2), id="daily"),
+    pytest.param((WALK, 9), id="walk", marks=pytest.mark.exhaustive),
+]
+
+
+@pytest.fixture(scope="module", params=[pytest.param((EVERYTHING, 500), id="everything")] if FULL else RUNS)
+def found(request) -> Counts:
+    return count(*request.param)
 
 
 def test_no_mutant_is_missed(found, capsys):
@@ -304,7 +316,7 @@ def test_the_hints_name_at_least_eight_of_ten(found):
 
 
 if __name__ == "__main__":
-    everything = count(geometries=500)
+    everything = count(EVERYTHING, geometries=500)
     print(table(everything))
     print("\n".join(["", *everything.missed, *everything.unnamed, *everything.wrong]))
     sys.exit(bool(everything.missed or everything.wrong))

@@ -228,7 +228,8 @@ def test_every_transformation(name, where):
     check(transformed, name, mesh_of((4,), ("d",)), "batch", where)
 
 
-@pytest.mark.parametrize("name", ["conv", pytest.param("max_pool", marks=pytest.mark.exhaustive)])
+@pytest.mark.sampled(1)
+@pytest.mark.parametrize("name", ["conv", "avg_pool", "max_pool"])
 def test_explicit_beside_auto(name):
     """A mesh of which one axis is in the types and the other one is not."""
     mesh = mesh_of((2, 2), ("d", "m"), axis_types=(AxisType.Explicit, AxisType.Auto))
