@@ -141,6 +141,24 @@ def problem(
     )  # fmt: skip
 
 
+class PoolProblem(NamedTuple):
+    """A map of a pool, by its primitive's name, with all that the choice of its algorithm may depend on."""
+
+    out: str
+    window: Window
+    batch: int
+    channels: int
+    dtype: Any
+    platform: str
+    # A vmap joins its examples to the batch.
+    members: int = 1
+
+    @property
+    def symbolic(self) -> bool:
+        """Whether a size is not known while the program is made."""
+        return not is_static((self.batch, self.channels, *self.window.input_shape, *self.window.output_shape))
+
+
 def operand_shapes(p: Problem) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The shapes of a sum's two operands."""
     w = p.geometry.window

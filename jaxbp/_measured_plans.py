@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 
 def tune(function: Callable[..., Any], *args: Any, file: File, seconds: float | None = None) -> Report:
-    """Find the fastest algorithm for each convolution of a program, on this machine, and take it from now on.
+    """Find the fastest algorithm for each convolution and pool of a program, on this machine, and take it from now on.
 
-    Every convolution is three sums: output, input gradient, kernel gradient. Of each that `function` computes, every
-    algorithm that applies is timed. The choice of jaxbp's own tables stays, unless another algorithm is faster by 5 %
-    and keeps the limits on memory and errors (docs/tune.md).
+    Every convolution is three sums: output, input gradient, kernel gradient. Every pool is two maps: output and input
+    gradient. Of each that `function` computes, every algorithm that applies is timed. The choice of jaxbp's own tables
+    stays, unless another algorithm is faster by 5 % and keeps the limits on memory and errors (docs/tune.md).
 
     Args:
       function: what is to be fast, for example a whole training step; it is traced, and not called.

@@ -6,7 +6,7 @@ All but the maximum are linear in their first array, and come in pairs, each the
     the pixel that won each window             |  each delta at the pixel that won its window
 
 The derivative of the maximum is the pixel that won. So derivatives of any order are maps of this file again, which
-know how they are split over several devices. `_algorithms/_pools.py` evaluates them. Arrays are (*batch, *spatial, C).
+know how they are split over several devices. `_plan` chooses the algorithms. Arrays are (*batch, *spatial, C).
 """
 
 import functools
@@ -16,20 +16,23 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.experimental import jet
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jax.sharding import NamedSharding, PartitionSpec
 
-from ._algorithms import _pools as pools
+from . import _plan as plan
 from ._algorithms._windows import lowest, winner_dtype
 from ._arguments import keeping_64_bits, sum_dtype
-from ._geometry import Window
+from ._geometry import PoolProblem, Window
 from ._partition import Rule, Split, on_devices, part_of_window, window_factors, window_sizes, with_halos
 
 # What the primitives read and give: arrays over the input's pixels, or over the windows.
 PIXELS, WINDOWS = "input_shape", "output_shape"
+# The primitives, of which each is planned as a `PoolProblem` of its name.
+MAPS: list[Primitive] = []
 
 
 def max_and_winners(x: jax.Array, w: Window) -> tuple[jax.Array, jax.Array]:
@@ -66,21 +69,31 @@ def upsample_evenly(delta: jax.Array, w: Window) -> jax.Array:
     return evenly_p.bind(delta, window=w)[0]
 
 
+def problem_of(name: str, a: Any, window: Window, platform: str) -> PoolProblem:
+    """What there is to choose an algorithm for, given a map's first array or its shape and dtype."""
+    batch = math.prod(a.shape[: len(a.shape) - window.rank - 1])
+    return PoolProblem(name, window, batch, a.shape[-1], np.dtype(a.dtype), platform)
+
+
 def _primitive(
-    name: str, function: str, reads: Sequence[str], gives: Sequence[str], dtypes: Callable[[Any, Window], Sequence[Any]]
+    name: str, reads: Sequence[str], gives: Sequence[str], dtypes: Callable[[Any, Window], Sequence[Any]]
 ) -> Primitive:
-    """A primitive of the function of this name in `_algorithms/_pools.py`, with a list of results."""
+    """A primitive of the map of this name in `_plan`, with a list of results."""
     primitive = Primitive(name)
     primitive.multiple_results = True
+    MAPS.append(primitive)
+    is_max = name == "max_pool"
 
     @keeping_64_bits
-    def evaluate(*arrays: jax.Array, window: Window) -> list[jax.Array]:
-        rank, given = window.rank, arrays[0].shape
-        batch = given[: len(given) - rank - 1]
-        joined = [a.reshape(math.prod(batch), *a.shape[len(batch) :]) for a in arrays]
-        results = getattr(pools, function)(*joined, window)
-        results = results if isinstance(results, tuple) else (results,)
-        return [y.reshape(*batch, *y.shape[1:]) for y in results]
+    def evaluate(*arrays: jax.Array, window: Window, platform: str = "") -> list[jax.Array]:
+        p = problem_of(name, arrays[0], window, platform)
+        batch = arrays[0].shape[: arrays[0].ndim - window.rank - 1]
+        if 0 in (*arrays[0].shape, *window.input_shape, *window.output_shape):
+            nothing = (lowest(arrays[0].dtype), window.taps) if is_max else (0,)
+            avals = abstract(*map(jax.typeof, arrays), window=window)
+            return [jnp.full(aval.shape, fill, aval.dtype) for aval, fill in zip(avals, nothing, strict=True)]
+        results = plan.plan(p).run(*(a.reshape(p.batch, *a.shape[len(batch) :]) for a in arrays))
+        return [y.reshape(*batch, *y.shape[1:]) for y in (results if is_max else [results])]
 
     @functools.lru_cache(maxsize=4096)
     def compiled(window: Window) -> Callable[..., Any]:
@@ -114,25 +127,28 @@ def _primitive(
         operands, results = (tuple(axes[one] for one in ones) for ones in (reads, gives))
         return Rule(operands, results, sizes | window_sizes(window), work)
 
-    def part(split: Split, *arrays: jax.Array, window: Window) -> list[jax.Array]:
+    def part(split: Split, *arrays: jax.Array, window: Window, platform: str) -> list[jax.Array]:
         upsamples = reads[0] == WINDOWS
         own, halos = part_of_window(window, split, of_output=upsamples)
         first = arrays[0].ndim - window.rank - 1
         # Beyond the ends there is nothing to win, and nobody wins.
-        fills = [lowest(arrays[0].dtype) if function == "max_and_winners" else 0, window.taps]
+        fills = [lowest(arrays[0].dtype) if is_max else 0, window.taps]
         arrays = tuple(
             with_halos(a, first, halos, split, fill) if (one == WINDOWS) == upsamples else a
             for a, one, fill in zip(arrays, reads, fills, strict=False)
         )
-        results = evaluate(*arrays, window=own)
-        if function == "max_and_winners":
+        results = evaluate(*arrays, window=own, platform=platform)
+        if is_max:
             results[1] = _on_the_input(results[1], window, split, first)
         return results
 
     primitive.def_impl(lambda *arrays, window: compiled(window)(*arrays))
     primitive.def_abstract_eval(abstract)
     batching.primitive_batchers[primitive] = batched
-    mlir.register_lowering(primitive, on_devices(evaluate, part, rule, remainder=evaluate, results=len(gives)))
+    for platform in (None, "cpu"):
+        whole, of_device = (functools.partial(f, platform=platform or "") for f in (evaluate, part))
+        lowering = on_devices(whole, of_device, rule, remainder=evaluate, results=len(gives))
+        mlir.register_lowering(primitive, lowering, platform=platform)
     return primitive
 
 
@@ -224,13 +240,13 @@ def _of_max(dtype: Any, w: Window) -> Sequence[Any]:
     return (dtype, winner_dtype(w.taps))
 
 
-max_p = _primitive("max_pool", "max_and_winners", [PIXELS], [WINDOWS, WINDOWS], _of_max)
-take_p = _primitive("take_winners", "take_winners", [PIXELS, WINDOWS], [WINDOWS], _alike)
-upsample_p = _primitive("upsample_winners", "upsample_winners", [WINDOWS, WINDOWS], [PIXELS], _alike)
-upsample_chosen_p = _primitive("upsample_chosen", "upsample_chosen", [WINDOWS, WINDOWS], [PIXELS], _alike)
-unpool_p = _primitive("unpool_winners", "unpool_winners", [WINDOWS, WINDOWS], [PIXELS], _alike)
-sum_p = _primitive("window_sum", "window_sum", [PIXELS], [WINDOWS], _of_sums)
-evenly_p = _primitive("upsample_evenly", "upsample_evenly", [WINDOWS], [PIXELS], _alike)
+max_p = _primitive("max_pool", [PIXELS], [WINDOWS, WINDOWS], _of_max)
+take_p = _primitive("take_winners", [PIXELS, WINDOWS], [WINDOWS], _alike)
+upsample_p = _primitive("upsample_winners", [WINDOWS, WINDOWS], [PIXELS], _alike)
+upsample_chosen_p = _primitive("upsample_chosen", [WINDOWS, WINDOWS], [PIXELS], _alike)
+unpool_p = _primitive("unpool_winners", [WINDOWS, WINDOWS], [PIXELS], _alike)
+sum_p = _primitive("window_sum", [PIXELS], [WINDOWS], _of_sums)
+evenly_p = _primitive("upsample_evenly", [WINDOWS], [PIXELS], _alike)
 
 ad.primitive_jvps[max_p] = _derivative_of_max
 jet.jet_rules[max_p] = _series_of_max

@@ -1,99 +1,104 @@
-"""How the maps of pools are evaluated: on a CPU some images at a time, where temporaries are large.
+"""The algorithms of the maps of pools: where each is correct, and how it runs.
 
-Large temporaries do not stay in the cache, and their pages are mapped anew on every call. Algorithms without
-temporaries take all images at once. Arrays are (N, *spatial, C).
+Large temporaries do not stay in the cache of a CPU, and their pages are mapped anew on every call. So on a CPU an
+algorithm with large ones takes some images at a time. Arrays are (N, *spatial, C).
 """
 
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-from jax import lax
 
 from .._arguments import sum_dtype
-from .._geometry import Window, is_static, read_padding
+from .._geometry import PoolProblem, Window, is_static, read_padding
 from . import _upsample, _windows
 from ._tiles import MOST_MATERIALIZED, images_at_once, some_images
 
 
-def max_and_winners(x: jax.Array, w: Window) -> tuple[jax.Array, jax.Array]:
-    """The maximum of every window of x, and the tap that won it."""
-    if 0 in (*x.shape, *w.output_shape):
-        lowest = _full(x, w.output_shape, w, _windows.lowest(x.dtype), x.dtype)
-        return lowest, _full(x, w.output_shape, w, w.taps, _windows.winner_dtype(w.taps))
-    # Temporaries: pixels and winners along each axis, or a padded copy.
-    times = 2 * w.rank if _windows.max_form(w)[0] == "separable" else _padded_copies(w)
-    return _some_at_a_time(partial(_windows.max_and_winners, w=w), w, times, x)
+def _none(w: Window) -> int:
+    """No temporaries."""
+    return 0
 
 
-def upsample_winners(delta: jax.Array, winners: jax.Array, w: Window, chosen: bool = False) -> jax.Array:
-    """Each delta at the input pixel that won its window, added where one pixel won several, 0 elsewhere.
-
-    `chosen`: a maximum chose the winners, so that windows that chose in the same row chose the same pixel of it.
-    """
-    if 0 in (*delta.shape, *w.input_shape):
-        return _full(delta, w.input_shape, w, 0, delta.dtype)
-    # Temporaries: delta and winners along each axis; or both padded, and winners as int32.
-    times = 2 * w.rank if _upsample.winners_form(w, chosen)[0] == "separable" else 3 * _windows.overlaps(w)
-    return _some_at_a_time(partial(_upsample.by_winners, w=w, chosen=chosen), w, times, delta, winners)
+def _everywhere(w: Window) -> bool:
+    """For all windows."""
+    return True
 
 
-def upsample_chosen(delta: jax.Array, winners: jax.Array, w: Window) -> jax.Array:
-    """`upsample_winners` of winners that a maximum chose."""
-    return upsample_winners(delta, winners, w, chosen=True)
+class Algorithm(NamedTuple):
+    """`form(*arrays, w)`; its temporaries, in sizes of the first array; the windows for which it is made."""
+
+    form: Callable[..., Any]
+    copies: Callable[[Window], int] = _none
+    suits: Callable[[Window], bool] = _everywhere
+
+    def applies(self, p: PoolProblem) -> bool:
+        """Whether it is made for the map's windows."""
+        return self.suits(p.window)
+
+    def run(self, *arrays: jax.Array, p: PoolProblem) -> Any:
+        """The map; on a CPU of so many images at a time that temporaries stay small."""
+        form, shape = partial(self.form, w=p.window), arrays[0].shape
+        copies = self.copies(p.window) if p.platform == "cpu" and not p.symbolic else 0
+        if copies * math.prod(shape) < MOST_MATERIALIZED:
+            return form(*arrays)
+        return some_images(form, arrays, images_at_once(shape[0], copies * math.prod(shape[1:]), times=2))
 
 
-def unpool_winners(values: jax.Array, winners: jax.Array, w: Window) -> jax.Array:
-    """Each value at the input pixel that won its window, the last one where a pixel won several, 0 elsewhere."""
-    if 0 in (*values.shape, *w.input_shape):
-        return _full(values, w.input_shape, w, 0, values.dtype)
-    return _upsample.unpool(values, winners, w)
+def _few_taps(w: Window) -> bool:
+    """Whether all taps may be unrolled."""
+    return w.taps <= _windows.MAX_TAPS
 
 
-def take_winners(x: jax.Array, winners: jax.Array, w: Window) -> jax.Array:
-    """The input pixel that won each window."""
-    return _windows.take_winners(x, winners, w) if x.size and winners.size else jnp.zeros(winners.shape, x.dtype)
-
-
-def window_sum(x: jax.Array, w: Window) -> jax.Array:
-    """The sum of every window, in the dtype in which sums are accumulated."""
-    x = x.astype(sum_dtype(x.dtype))
-    if 0 in (*x.shape, *w.output_shape):
-        return _full(x, w.output_shape, w, 0, x.dtype)
-    # Temporaries: a copy along each axis, or a padded copy.
-    times = {"separable": w.rank, "views": _padded_copies(w)}.get(_windows.sum_form(w)[0], 0)
-    return _some_at_a_time(partial(_windows.window_sum, w=w), w, times, x)
-
-
-def upsample_evenly(delta: jax.Array, w: Window) -> jax.Array:
-    """Each delta at every input pixel of its window, added where windows overlap."""
-    if 0 in (*delta.shape, *w.input_shape):
-        return _full(delta, w.input_shape, w, 0, delta.dtype)
-    # Temporaries: a copy along each axis.
-    times = w.rank if _upsample.even_form(w)[0] == "separable" else 0
-    return _some_at_a_time(partial(_upsample.evenly, w=w), w, times, delta)
-
-
-def _full(like: jax.Array, sizes: tuple[int, ...], w: Window, value: Any, dtype: Any) -> jax.Array:
-    """One value everywhere, with the batch and channels of an array."""
-    return jnp.full((*like.shape[: like.ndim - w.rank - 1], *sizes, like.shape[-1]), value, dtype)
-
-
-def _padded_copies(w: Window) -> int:
+def _padded(w: Window) -> int:
     """How many padded copies the views are slices of: 1 or 0."""
     return int(any(not is_static([end]) or end > 0 for pair in read_padding(w) for end in pair))
 
 
-def _some_at_a_time(form: Callable[..., Any], w: Window, times: int, *arrays: jax.Array) -> Any:
-    """`form` of so many images that its temporaries, `times` the size of the first array, stay small."""
-    shape = arrays[0].shape
-    if len(shape) != w.rank + 2 or not is_static(shape) or times * math.prod(shape) < MOST_MATERIALIZED:
-        return form(*arrays)
-    images = images_at_once(shape[0], times * math.prod(shape[1:]), times=2)
-    if images == shape[0]:
-        return form(*arrays)
-    # A GPU would only wait between the parts.
-    return lax.platform_dependent(*arrays, cpu=lambda *arrays: some_images(form, arrays, images), default=form)
+def _one_for_each_axis(w: Window) -> int:
+    """A copy along each axis."""
+    return w.rank
+
+
+def _two_for_each_axis(w: Window) -> int:
+    """Pixels, or delta, and winners along each axis."""
+    return 2 * w.rank
+
+
+def _padded_winners(w: Window) -> int:
+    """Delta and winners padded, and winners as int32."""
+    return 3 * _windows.overlaps(w)
+
+
+def _summed(form: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """The sum in the dtype in which sums are accumulated."""
+    return lambda x, w: form(x.astype(sum_dtype(x.dtype)), w)
+
+
+BY_WINNERS = {
+    "per_phase": Algorithm(_upsample.winners_per_phase, _padded_winners, _upsample.few_phases),
+    "gather": Algorithm(_upsample.winners_gathered, _padded_winners),
+}
+# By the names of the primitives.
+ALGORITHMS = {
+    "max_pool": {
+        "views": Algorithm(_windows.max_of_views, _padded, _few_taps),
+        "separable": Algorithm(_windows.max_separably, _two_for_each_axis),
+    },
+    "take_winners": {"views": Algorithm(_windows.take_winners)},
+    "upsample_winners": BY_WINNERS,
+    "upsample_chosen": {**BY_WINNERS, "separable": Algorithm(_upsample.winners_separably, _two_for_each_axis)},
+    "unpool_winners": {"gather": Algorithm(_upsample.unpool)},
+    "window_sum": {
+        "views": Algorithm(_summed(_windows.sum_of_views), _padded, _few_taps),
+        "separable": Algorithm(_summed(_windows.sum_separably), _one_for_each_axis),
+        "reduce_window": Algorithm(_summed(_windows.sum_by_reduce_window), suits=_windows.suits_reduce_window),
+    },
+    "upsample_evenly": {
+        "gather": Algorithm(_upsample.evenly_gathered),
+        "separable": Algorithm(_upsample.evenly_separably, _one_for_each_axis),
+        "reduce_window": Algorithm(_upsample.evenly_by_reduce_window, suits=_upsample.is_a_sum),
+    },
+}

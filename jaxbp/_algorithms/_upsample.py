@@ -18,65 +18,102 @@ from jax import lax
 from jax.core import max_dim
 
 from .._geometry import Window, dilated_size, transposed
-from ._windows import Choice, axis_sum, pad_axes, spatial_axes, sum_form, window_sum
+from ._windows import axis_sum, pad_axes, spatial_axes, suits_reduce_window, sum_by_reduce_window
 
-# If more windows than this reach a pixel, the upsampling is separable, or a loop over them.
+# If more windows than this reach a pixel, they are gathered in a loop.
 WINDOWS_AT_ONCE = 16
 # More taps or phases than this are not unrolled.
 PHASES_AT_ONCE = 32
 
 
-def winners_form(w: Window, chosen: bool) -> Choice:
-    """The algorithm of an upsampling by winners, and why. `chosen`: a maximum chose them."""
-    phases, reach = math.prod(_block_sizes(w)), _reach(w)
-    if 1 < math.prod(reach) <= WINDOWS_AT_ONCE and max(phases, w.taps) <= PHASES_AT_ONCE:
-        return "per_phase", "windows overlap: in each phase of pixels every window that reaches it has one constant tap"
-    if math.prod(reach) <= WINDOWS_AT_ONCE:
-        return "gather", "few windows reach a pixel: compare the winner of each with the pixel's tap"
-    if chosen:
-        return "separable", "many windows reach a pixel: one axis after the other"
-    return "gather, looped", "many windows reach a pixel: a loop over them"
+def few_phases(w: Window) -> bool:
+    """Whether few enough windows and phases are unrolled."""
+    return math.prod(_reach(w)) <= WINDOWS_AT_ONCE and max(math.prod(_block_sizes(w)), w.taps) <= PHASES_AT_ONCE
 
 
-def even_form(w: Window) -> Choice:
-    """The algorithm of an even upsampling, and why."""
-    if all(k == s for k, s in zip(w.window_shape, w.strides, strict=True)):
-        return "gather", "windows do not overlap: delta is repeated"
-    if set(w.strides) == {1} and sum_form(transposed(w))[0] == "reduce_window":
-        return "reduce_window", "the transpose of a sum at stride 1 is such a sum"
-    return "separable", "the transpose of a sum, one axis after the other"
+def windows_of_a_pixel(w: Window) -> int:
+    """How many windows reach a pixel at most."""
+    return math.prod(_reach(w))
 
 
-def by_winners(delta: jax.Array, winners: jax.Array, w: Window, chosen: bool = False) -> jax.Array:
-    """Give each delta to the input pixel that won its window; the sum where a pixel won several."""
-    # Comparing bytes inside a padded view is several times slower than comparing int32.
-    winners = winners.astype(jnp.int32)
-    match winners_form(w, chosen)[0]:
-        case "separable":
-            return _by_winners_separable(delta, winners, w)
-        case "per_phase":
-            return _per_phase(w, delta, winners)
-    return _gather_windows(w, [Write(delta, _add)], winners)[0]
+def winners_gathered(delta: jax.Array, winners: jax.Array, w: Window) -> jax.Array:
+    """Each delta at the input pixel that won its window; the sum where a pixel won several."""
+    return _gather_windows(w, [Write(delta, _add)], _as_int32(winners))[0]
+
+
+def winners_separably(delta: jax.Array, winners: jax.Array, w: Window) -> jax.Array:
+    """The same along the first axis, then the next: for winners that a maximum chose.
+
+    Of windows that cover the same columns, all that chose a pixel in one row chose the same pixel of it. So a delta
+    that has reached its row has one place along the other axes, whichever window it came from.
+    """
+    places: list[jax.Array] = [_as_int32(winners)]
+    for i in range(w.rank):
+        rest = math.prod(w.window_shape[i + 1 :])
+        writes, here = [Write(delta, _add)], places[0] if places else None
+        # After the last axis with several taps there is nothing left to choose.
+        if here is not None and rest > 1:
+            here, column = _divided(here, rest)
+            writes.append(Write(column, _overwrite, rest))
+        delta, *places = _gather_windows(_axis_alone(w, i, delta), writes, here)
+    return delta
+
+
+def winners_per_phase(delta: jax.Array, winners: jax.Array, w: Window) -> jax.Array:
+    """The same phase by phase: a window that reaches a phase has one constant tap there."""
+    w = w._replace(strides=_block_sizes(w))
+    axes, reach = spatial_axes(w, delta.ndim), _reach(w)
+    delta, winners = _pad_windows(w, delta, 0), _pad_windows(w, _as_int32(winners), w.taps)
+
+    def sum_of(phase: tuple[int, ...]) -> jax.Array:
+        total = jnp.zeros_like(delta, shape=(*delta.shape[: axes.start], *_blocks(w), delta.shape[-1]))
+        for starts in itertools.product(*map(range, reach)):
+            steps = [most - 1 - start for most, start in zip(reach, starts, strict=True)]
+            offsets = [j * s + p for j, s, p in zip(steps, w.strides, phase, strict=True)]
+            places = [divmod(offset, d) for offset, d in zip(offsets, w.dilation, strict=True)]
+            if all(rest == 0 and t < k for (t, rest), k in zip(places, w.window_shape, strict=True)):
+                tap = int(np.ravel_multi_index([t for t, _ in places], w.window_shape))
+                won = _one_window_of_each_block(w, winners, starts) == tap
+                total = total + jnp.where(won, _one_window_of_each_block(w, delta, starts), 0)
+        return total
+
+    def stacked(phase: tuple[int, ...]) -> jax.Array:
+        i = len(phase)
+        if i == w.rank:
+            return sum_of(phase)
+        return jnp.stack([stacked((*phase, p)) for p in range(w.strides[i])], axis=axes[i] + 1)
+
+    return _pixels(w, stacked(()))
 
 
 def unpool(values: jax.Array, winners: jax.Array, w: Window) -> jax.Array:
-    """Write each value to the pixel that won its window; the last window's where a pixel won several."""
-    return _gather_windows(w, [Write(values, _overwrite)], winners.astype(jnp.int32))[0]
+    """Each value at the pixel that won its window; the last window's where a pixel won several."""
+    return _gather_windows(w, [Write(values, _overwrite)], _as_int32(winners))[0]
 
 
-def evenly(delta: jax.Array, w: Window) -> jax.Array:
-    """Give each delta to every input pixel of its window: the transpose of a sum over windows."""
-    match even_form(w)[0]:
-        case "gather":
-            return _gather_windows(w, [Write(delta, _add)])[0]
-        case "reduce_window":
-            return window_sum(delta, transposed(w))
+def evenly_gathered(delta: jax.Array, w: Window) -> jax.Array:
+    """Each delta at every input pixel of its window: the transpose of a sum over windows."""
+    return _gather_windows(w, [Write(delta, _add)])[0]
+
+
+def evenly_separably(delta: jax.Array, w: Window) -> jax.Array:
+    """The same along one axis after the other."""
     for i in range(w.rank):
         if w.strides[i] == 1 and w.output_shape[i] != 1:
             delta = axis_sum(delta, transposed(w), i)
         else:
-            (delta,) = _gather_windows(_axis_alone(w, i, delta), [Write(delta, _add)])
+            delta = evenly_gathered(delta, _axis_alone(w, i, delta))
     return delta
+
+
+def is_a_sum(w: Window) -> bool:
+    """Whether the transpose is a sum over windows again, which `reduce_window` computes."""
+    return set(w.strides) <= {1} and suits_reduce_window(transposed(w))
+
+
+def evenly_by_reduce_window(delta: jax.Array, w: Window) -> jax.Array:
+    """The same at stride 1, where it is a sum over windows."""
+    return sum_by_reduce_window(delta, transposed(w))
 
 
 class Write(NamedTuple):
@@ -97,22 +134,9 @@ def _overwrite(kept: jax.Array, value: jax.Array, reaches: jax.Array | bool) -> 
     return jnp.where(reaches, value, kept)
 
 
-def _by_winners_separable(delta: jax.Array, winners: jax.Array | None, w: Window) -> jax.Array:
-    """Upsample along the first axis, then the next: for winners that a maximum chose.
-
-    Of windows that cover the same columns, all that chose a pixel in one row chose the same pixel of it. So a delta
-    that has reached its row has one place along the other axes, whichever window it came from.
-    """
-    for i in range(w.rank):
-        rest = math.prod(w.window_shape[i + 1 :])
-        writes, here = [Write(delta, _add)], winners
-        # After the last axis with several taps there is nothing left to choose.
-        if winners is not None and rest > 1:
-            here, column = _divided(winners, rest)
-            writes.append(Write(column, _overwrite, rest))
-        delta, *places = _gather_windows(_axis_alone(w, i, delta), writes, here)
-        winners = places[0] if places else None
-    return delta
+def _as_int32(winners: jax.Array) -> jax.Array:
+    """Comparing bytes inside a padded view is several times slower than comparing int32."""
+    return winners.astype(jnp.int32)
 
 
 def _gather_windows(w: Window, writes: Sequence[Write], winners: jax.Array | None = None) -> list[jax.Array]:
@@ -151,33 +175,6 @@ def _gather_windows(w: Window, writes: Sequence[Write], winners: jax.Array | Non
             0, math.prod(reach), lambda i, totals: fold_window(jnp.unravel_index(i, tuple(reach)), totals), totals
         )
     return [_pixels(w, total) for total in totals]
-
-
-def _per_phase(w: Window, delta: jax.Array, winners: jax.Array) -> jax.Array:
-    """The same sum of delta, phase by phase: a window that reaches a phase has one constant tap there."""
-    w = w._replace(strides=_block_sizes(w))
-    axes, reach = spatial_axes(w, delta.ndim), _reach(w)
-    delta, winners = _pad_windows(w, delta, 0), _pad_windows(w, winners, w.taps)
-
-    def sum_of(phase: tuple[int, ...]) -> jax.Array:
-        total = jnp.zeros_like(delta, shape=(*delta.shape[: axes.start], *_blocks(w), delta.shape[-1]))
-        for starts in itertools.product(*map(range, reach)):
-            steps = [most - 1 - start for most, start in zip(reach, starts, strict=True)]
-            offsets = [j * s + p for j, s, p in zip(steps, w.strides, phase, strict=True)]
-            places = [divmod(offset, d) for offset, d in zip(offsets, w.dilation, strict=True)]
-            if all(rest == 0 and t < k for (t, rest), k in zip(places, w.window_shape, strict=True)):
-                tap = int(np.ravel_multi_index([t for t, _ in places], w.window_shape))
-                won = _one_window_of_each_block(w, winners, starts) == tap
-                total = total + jnp.where(won, _one_window_of_each_block(w, delta, starts), 0)
-        return total
-
-    def stacked(phase: tuple[int, ...]) -> jax.Array:
-        i = len(phase)
-        if i == w.rank:
-            return sum_of(phase)
-        return jnp.stack([stacked((*phase, p)) for p in range(w.strides[i])], axis=axes[i] + 1)
-
-    return _pixels(w, stacked(()))
 
 
 def _blocks(w: Window) -> list[int]:

@@ -1,8 +1,8 @@
 """Sums and maxima over windows, and the taps' views of an input. No scatter. The transposes are in `_upsample.py`.
 
 Arrays are (*batch, *spatial, C). A tap is a pixel of the window. Taps are counted in row-major order. Each tap reads
-one strided view of the padded input. Windows are pooled over all taps at once, or separably, along one axis after the
-other. Short sums are `lax.reduce_window`.
+one strided view of the padded input. Windows are pooled by views, all taps at once, or separably, along one axis after
+the other. A sum may be `lax.reduce_window`, too.
 """
 
 import functools
@@ -19,14 +19,12 @@ from .._geometry import Window, dilated_size, is_static, read_padding
 from ._memory import materialize
 
 Pair = tuple[jax.Array, jax.Array]
-Choice = tuple[str, str]
 Form = Callable[..., jax.Array]
 
 # Taps of a convolution that are unrolled.
 MAX_TAPS = 64
-# Above this many taps a window is pooled separably: as many steps as the sum of its sizes, not as their product.
+# Along one axis, more taps than this are combined in runs of 1, 2, 4, ... pixels.
 TAPS_AT_ONCE = 16
-FEW_TAPS = 8
 # Below this many channels the loop over them is too short: winners are then faster read than found again, and views are
 # not gathered fast.
 FEW_CHANNELS = 16
@@ -34,54 +32,38 @@ FEW_CHANNELS = 16
 VIEWS_AT_ONCE = 8
 
 
-def max_form(w: Window) -> Choice:
-    """The algorithm of a maximum over windows, and why."""
-    if w.taps <= TAPS_AT_ONCE:
-        return "views", "small window: one shifted view of the input per tap"
-    return "separable", "large window: one axis after the other, by runs of 1, 2, 4, ... pixels"
+def max_of_views(x: jax.Array, w: Window) -> Pair:
+    """The maximum of every window and the tap that won, by a view of the input for each tap."""
+    views = tap_views(x, w, lowest(x.dtype))
+    best = next(views)
+    winner = jnp.zeros(best.shape, jnp.int32)
+    for tap, view in enumerate(views, start=1):
+        best, winner = _better((best, winner), (view, jnp.full((), tap, jnp.int32)))
+    return _maxima(best, winner, w)
 
 
-def sum_form(w: Window) -> Choice:
-    """The algorithm of a sum over windows, and why."""
-    if 1 in w.output_shape:
-        return "separable", "one window along an axis: one reduction"
-    if _suits_reduce_window(w):
-        return "reduce_window", "small window: the compiler's own loop, without a padded copy"
-    return max_form(w)
+def max_separably(x: jax.Array, w: Window) -> Pair:
+    """The same along one axis after the other."""
+    best, winner = x, jnp.zeros(x.shape, jnp.int32)
+    # From the last axis to the first, so that of equal pixels the first in row-major order wins.
+    for i in reversed(range(w.rank)):
+        code = math.prod(w.window_shape[i + 1 :])
+
+        def later_tap(pixel: jax.Array, winner: jax.Array, taps: int, code: int = code) -> Pair:
+            return pixel, winner + taps * code
+
+        best, winner = _reduce_axis(w, i, (best, winner), (lowest(x.dtype), 0), _better, later_tap)
+    return _maxima(best, winner, w)
 
 
-def _suits_reduce_window(w: Window) -> bool:
-    """Whether `reduce_window` is fast: small windows, in one dimension, or in two where padding is read."""
-    pads = [end for pair in read_padding(w) for end in pair]
-    if w.rank not in (1, 2) or w.taps > FEW_TAPS or not is_static(pads) or min(pads) < 0:
-        return False
-    return w.rank == 1 or max(pads) > 0
-
-
-def max_and_winners(x: jax.Array, w: Window) -> tuple[jax.Array, jax.Array]:
-    """The maximum of every window and the tap that won: the first maximum, but the last NaN (as PyTorch).
+def _maxima(best: jax.Array, winner: jax.Array, w: Window) -> Pair:
+    """The maxima, and the winners: the first maximum, but the last NaN (as PyTorch).
 
     A window that lies wholly in the padding has the dtype's lowest value and the winner `w.taps`: nobody.
     """
-    best, winner = x, jnp.zeros(x.shape, jnp.int32)
-    if max_form(w)[0] == "views":
-        views = tap_views(x, w, lowest(x.dtype))
-        best = next(views)
-        winner = jnp.zeros(best.shape, jnp.int32)
-        for tap, view in enumerate(views, start=1):
-            best, winner = _better((best, winner), (view, jnp.full((), tap, jnp.int32)))
-    else:
-        # From the last axis to the first, so that of equal pixels the first in row-major order wins.
-        for i in reversed(range(w.rank)):
-            code = math.prod(w.window_shape[i + 1 :])
-
-            def later_tap(pixel: jax.Array, winner: jax.Array, taps: int, code: int = code) -> Pair:
-                return pixel, winner + taps * code
-
-            best, winner = _reduce_axis(w, i, (best, winner), (lowest(x.dtype), 0), _better, later_tap)
     # Where every pixel is as low as the padding, the first pixel inside the input wins.
-    winner = jnp.where(best == jnp.array(lowest(x.dtype), x.dtype), _first_inside(w, best), winner)
-    if overlaps(w) or (is_static(x.shape[-1:]) and x.shape[-1] < FEW_CHANNELS):
+    winner = jnp.where(best == jnp.array(lowest(best.dtype), best.dtype), _first_inside(w, best), winner)
+    if overlaps(w) or (is_static(best.shape[-1:]) and best.shape[-1] < FEW_CHANNELS):
         winner = materialize(winner)
     return best, winner.astype(winner_dtype(w.taps))
 
@@ -95,20 +77,31 @@ def take_winners(x: jax.Array, winners: jax.Array, w: Window) -> jax.Array:
     return taken
 
 
-def window_sum(x: jax.Array, w: Window) -> jax.Array:
-    """The sum of every window."""
-    form, _ = sum_form(w)
-    if form == "views":
-        return functools.reduce(jnp.add, tap_views(x, w, 0))
-    if form == "reduce_window":
-        batch = x.ndim - 1 - w.rank
-        sizes, strides, dilation = ((*(1,) * batch, *values, 1) for values in (w.window_shape, w.strides, w.dilation))
-        padding = (*((0, 0),) * batch, *read_padding(w), (0, 0))
-        # A constant zero: with any other initial value the sum would have no derivative.
-        return lax.reduce_window(x, np.zeros((), x.dtype), lax.add, sizes, strides, padding, None, dilation)
+def sum_of_views(x: jax.Array, w: Window) -> jax.Array:
+    """The sum of every window, by a view of the input for each tap."""
+    return functools.reduce(jnp.add, tap_views(x, w, 0))
+
+
+def sum_separably(x: jax.Array, w: Window) -> jax.Array:
+    """The same along one axis after the other."""
     for i in range(w.rank):
         x = axis_sum(x, w, i)
     return x
+
+
+def suits_reduce_window(w: Window) -> bool:
+    """Whether the padding is known, and crops nothing."""
+    pads = [end for pair in read_padding(w) for end in pair]
+    return is_static(pads) and min(pads, default=0) >= 0
+
+
+def sum_by_reduce_window(x: jax.Array, w: Window) -> jax.Array:
+    """The same by lax."""
+    batch = x.ndim - 1 - w.rank
+    sizes, strides, dilation = ((*(1,) * batch, *values, 1) for values in (w.window_shape, w.strides, w.dilation))
+    padding = (*((0, 0),) * batch, *read_padding(w), (0, 0))
+    # A constant zero: with any other initial value the sum would have no derivative.
+    return lax.reduce_window(x, np.zeros((), x.dtype), lax.add, sizes, strides, padding, None, dilation)
 
 
 def lowest(dtype: jnp.dtype) -> float | int | bool:

@@ -6,17 +6,14 @@ not choose. Sums that only one algorithm applies to do not count.
 
 import statistics
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from .. import _plan
-from .._geometry import Problem, operand_shapes
+from .._geometry import PoolProblem, Problem
 from ._measure import Times, geometric_mean, interleave, sample
-from ._plan import SUMS, problems
+from ._plan import PARTS, function_of, operands, problems
 from ._programs import bound
 from ._suite import Case
 
@@ -42,9 +39,7 @@ class Choice(NamedTuple):
 
 
 def measure_choices(case: Case, dtype: str, seconds: float) -> list[Choice]:
-    """The sums of a case for which there is a choice."""
-    if case.pools:
-        return []
+    """The sums, or maps, of a case for which there is a choice."""
     found = (measure_choice(case.name, p, seconds) for p in problems(case, dtype, platform()).values())
     return [choice for choice in found if choice is not None]
 
@@ -57,22 +52,22 @@ def platform() -> str:
     return "rocm" if "rocm" in jax.devices()[0].client.platform_version.lower() else "cuda"
 
 
-def measure_choice(layer: str, p: Problem, seconds: float) -> Choice | None:
+def measure_choice(layer: str, p: Problem | PoolProblem, seconds: float) -> Choice | None:
     """One sum, if several algorithms apply to it."""
     plan, plans = _plan.plan(p), {str(plan): plan for plan in _plan.candidates(p)}
     chosen = str(plan)
     plans.setdefault(chosen, plan)
     if len(plans) < 2:
         return None
-    a, b = _operands(p)
-    programs = {name: bound(partial(_plan.evaluate, plan, dtype=p.dtype), a, b) for name, plan in plans.items()}
+    arrays = operands(p)
+    programs = {name: bound(function_of(plan, p.dtype), *arrays) for name, plan in plans.items()}
     first = {name: _seconds_of(program) for name, program in programs.items()}
     near = {name: program for name, program in programs.items() if first[name] < FAR * min(first.values())}
     near[chosen] = programs[chosen]
     times = interleave(near, seconds)
     best = min(times, key=lambda name: _median(times[name], 0))
     ms = {name: 1e3 * (times[name].best if name in times else first[name]) for name in programs}
-    return Choice(layer, SUMS[p.out], chosen, best, ms, _median(times[chosen], 1) / _median(times[best], 1))
+    return Choice(layer, PARTS[p.out], chosen, best, ms, _median(times[chosen], 1) / _median(times[best], 1))
 
 
 def _seconds_of(program: Callable[[], Any]) -> float:
@@ -84,13 +79,6 @@ def _seconds_of(program: Callable[[], Any]) -> float:
 def _median(times: Times, first: int) -> float:
     """The median of every other round."""
     return statistics.median(times.rounds[first::2])
-
-
-def _operands(p: Problem) -> tuple[jax.Array, jax.Array]:
-    """Random numbers of the sum's shapes."""
-    rng = np.random.default_rng(0)
-    a, b = (jnp.asarray(rng.standard_normal(shape, np.float32)).astype(p.dtype) for shape in operand_shapes(p))
-    return a, b
 
 
 def summary(choices: list[Choice]) -> str:

@@ -1,20 +1,50 @@
 """Which algorithms evaluate each sum of a case, and why."""
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 
 from .. import _plan
-from .._algorithms import _upsample, _windows
-from .._geometry import ConvGeometry, Problem, Window, conv_window, dilated_size, make_window, transposed_padding
+from .._geometry import (
+    ConvGeometry,
+    PoolProblem,
+    Problem,
+    conv_window,
+    dilated_size,
+    make_window,
+    operand_shapes,
+    transposed_padding,
+)
+from .._pool_maps import max_and_winners
 from ._suite import Case
 
-SUMS = {"z": "forward", "x": "input gradient", "kernel": "kernel gradient"}
+# Of a convolution its sums, of a pool its maps.
+PARTS = {
+    "z": "forward",
+    "x": "input gradient",
+    "kernel": "kernel gradient",
+    "max_pool": "forward",
+    "upsample_chosen": "input gradient",
+    "window_sum": "forward",
+    "upsample_evenly": "input gradient",
+}
+MAPS = {"max_pool": ("max_pool", "upsample_chosen"), "avg_pool": ("window_sum", "upsample_evenly")}
 PLATFORMS = {"cpu": "CPU", "cuda": "GPU"}
+# Of an array; larger ones repeat them.
+MOST_RANDOM = 1 << 22
 
 
-def problems(case: Case, dtype: str, platform: str) -> dict[str, Problem]:
-    """The three sums of a convolution: "z", "x" and "kernel"."""
+def problems(case: Case, dtype: str, platform: str) -> dict[str, Problem | PoolProblem]:
+    """The three sums of a convolution, "z", "x" and "kernel", or the two maps of a pool."""
+    if case.pools:
+        batch, *spatial, channels = case.shapes[0]
+        window = make_window(case.op, spatial, *case.arguments)
+        return {name: PoolProblem(name, window, batch, channels, jnp.dtype(dtype), platform) for name in MAPS[case.op]}
     g = geometry(case)
     x, kernel, *_ = case.shapes
     z = (x[0], *g.window.output_shape, kernel[-1])
@@ -22,20 +52,41 @@ def problems(case: Case, dtype: str, platform: str) -> dict[str, Problem]:
     return {out: _plan.problem_of(out, g, a, b, jnp.dtype(dtype), platform) for out, (a, b) in operands.items()}
 
 
+def operands(p: Problem | PoolProblem) -> list[jax.Array]:
+    """Random arrays of a problem's shapes, of as many members as there are; winners are those of a maximum."""
+    rng = np.random.default_rng(0)
+    if isinstance(p, PoolProblem):
+        w = p.window
+        shape = w.input_shape if p.out in ("max_pool", "take_winners", "window_sum") else w.output_shape
+        arrays = [_normal(rng, (p.batch, *shape, p.channels), p.dtype)]
+        if "winners" in p.out or p.out == "upsample_chosen":
+            x = _normal(rng, (p.batch, *w.input_shape, p.channels), p.dtype)
+            arrays.append(jax.jit(max_and_winners, static_argnums=1)(x, w)[1])
+        return arrays
+    members = (p.members,) if p.members > 1 else ()
+    return [_normal(rng, (*members, *shape), p.dtype) for shape in operand_shapes(p)]
+
+
+def _normal(rng: np.random.Generator, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    """Random numbers; those of a large array repeat."""
+    numbers = rng.standard_normal(min(math.prod(shape), MOST_RANDOM), np.float32)
+    return jnp.asarray(np.resize(numbers, shape)).astype(dtype)
+
+
+def function_of(plan: _plan.Plan, dtype: Any) -> Callable[..., Any]:
+    """A plan as a function of its operands; a sum is given in this dtype."""
+    return plan.run if isinstance(plan.problem, PoolProblem) else partial(_plan.evaluate, plan, dtype=dtype)
+
+
 def plan_text(cases: Iterable[Case], dtype: str) -> str:
     """The plans of some cases: each algorithm, with those inside it below it."""
     lines = ["algorithms on a CPU and on an NVIDIA GPU; on other platforms convolutions are direct"]
     for case in cases:
         lines.append(case.name)
-        if case.pools:
-            lines += [
-                f"  {name:15}  any  {'table':8}  {algorithm:24}  {why}" for name, algorithm, why in _pool_plan(case)
-            ]
-            continue
         by_platform = {platform: problems(case, dtype, platform) for platform in PLATFORMS}
-        for out, name in SUMS.items():
+        for out in by_platform["cpu"]:
             for platform, shown in PLATFORMS.items():
-                plan = _plan.plan(by_platform[platform][out])
+                plan, name = _plan.plan(by_platform[platform][out]), PARTS[out]
                 (algorithm, why), *inner = _tree(plan)
                 lines.append(f"  {name:15}  {shown:3}  {plan.by:8}  {algorithm:24}  {why}")
                 lines += [f"  {'':15}  {'':3}  {'':8}  {algorithm:24}  {why}" for algorithm, why in inner]
@@ -47,17 +98,6 @@ def _tree(plan: _plan.Plan, depth: int = 0) -> Iterator[tuple[str, str]]:
     yield "  " * depth + plan.algorithm, plan.why
     if plan.inner is not None:
         yield from _tree(plan.inner, depth + 1)
-
-
-def _pool_plan(case: Case) -> list[tuple[str, str, str]]:
-    """The algorithms of a pool's two sums, and why."""
-    size, strides, padding = case.arguments
-    w: Window = make_window(case.op, case.shapes[0][1:-1], size, strides, padding)
-    if case.op == "max_pool":
-        forward, back = _windows.max_form(w), _upsample.winners_form(w, chosen=True)
-    else:
-        forward, back = _windows.sum_form(w), _upsample.even_form(w)
-    return [("forward", *forward), ("input gradient", *back)]
 
 
 def geometry(case: Case) -> ConvGeometry:

@@ -1,11 +1,11 @@
-"""Which algorithm evaluates a sum: `plan` decides once, and `evaluate` runs the plan.
+"""Which algorithm evaluates a sum, or a map of a pool: `plan` decides once, and `evaluate` runs a sum's plan.
 
-What was measured on this machine decides where it is in use (`_measured`), otherwise the table of the platform. A table
-is a list of rows, of which the first that fits counts. `_cpu` and `_gpu` hold the tables, `_algorithms` says where an
-algorithm is correct, and how it runs. On other platforms every sum is direct.
+What was measured on this machine decides where it is in use (`_measured`), otherwise a table: a list of rows, of which
+the first that fits counts. `_cpu` and `_gpu` hold the tables of the sums, `_pools` those of pools. `_algorithms` says
+where an algorithm is correct, and how it runs. On other platforms every sum is direct.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -30,10 +30,11 @@ from .._algorithms import (
     _width_tiling,
     _winograd,
 )
+from .._algorithms import _pools as pool_algorithms
 from .._algorithms._memory import after as after
 from .._arguments import sum_dtype, wider
-from .._geometry import ConvGeometry, Problem, problem
-from . import _cpu, _gpu, _measured
+from .._geometry import ConvGeometry, PoolProblem, Problem, problem
+from . import _cpu, _gpu, _measured, _pools
 from ._measured import INSIDE as INSIDE
 from ._row import ONE_BY_ONE as ONE_BY_ONE
 from ._row import Row, always
@@ -45,6 +46,7 @@ ALGORITHMS = {
         *(_winograd, _shift_add, _per_group, _fold_axis, _swap_operands, _batch_group_count),
     )
 }
+KNOWN = {ONE_BY_ONE, *ALGORITHMS, *(name for known in pool_algorithms.ALGORITHMS.values() for name in known)}
 TABLES = {"cpu": _cpu.TABLES, "cuda": _gpu.TABLES}
 LOOPS = {"cpu": _cpu.LOOP}
 DIRECT = [Row(always, "direct", "no other algorithm was measured on this platform")]
@@ -55,10 +57,10 @@ GATHERING = {"im2col", "row_im2col", "width_tiling", "fold_axis", "valid_taps", 
 class Plan(NamedTuple):
     """An algorithm for a problem, why it was chosen, how it runs, and the plan of the sum that it leaves to another."""
 
-    problem: Problem
+    problem: Any
     algorithm: str
     why: str
-    run: Callable[[jax.Array, jax.Array], jax.Array]
+    run: Callable[..., Any]
     inner: "Plan | None" = None
     by: str = "table"
 
@@ -75,10 +77,10 @@ def problem_of(
     return problem(out, g, a[0], a[-1], features, np.dtype(dtype), platform, members)
 
 
-def plan(p: Problem) -> Plan:
-    """How a sum is evaluated: as it was measured, where it was, otherwise by the table."""
+def plan(p: Problem | PoolProblem) -> Plan:
+    """How a problem is evaluated: as it was measured, where it was, otherwise by the table."""
     plans = _measured.in_use()
-    found = None if plans is None or _without_choice(p) else plans.find(p, {*ALGORITHMS, ONE_BY_ONE})
+    found = None if plans is None or _without_choice(p) else plans.find(p, KNOWN)
     if found is not None and applies(p, found.plan):
         why = f"measured: {found.plan_ms:.3g} ms; {found.table}, by the table: {found.table_ms:.3g} ms"
         return with_algorithm(p, found.plan.replace(INSIDE, " "), why, by="measured")
@@ -86,28 +88,39 @@ def plan(p: Problem) -> Plan:
 
 
 @lru_cache(maxsize=4096)
-def by_table(p: Problem) -> Plan:
+def by_table(p: Problem | PoolProblem) -> Plan:
     """The plan of the first row that fits; the definition where the table is not for the sum."""
     row = _row(p)
-    loop = LOOPS.get(p.platform)
-    if loop is not None and p.members > 1 and (row.algorithm == "direct" or loop.when(p)):
+    loop = LOOPS.get(p.platform) if isinstance(p, Problem) and p.members > 1 else None
+    if loop is not None and (row.algorithm == "direct" or loop.when(p)):
         inner = by_table(alone(p))
         return Plan(p, ONE_BY_ONE, loop.why, inner.run, inner)
     return with_algorithm(p, row.algorithm, row.why)
 
 
-def _row(p: Problem) -> Row:
+def _row(p: Problem | PoolProblem) -> Row:
     """The first row that fits."""
-    if reason := _without_choice(p):
+    if isinstance(p, PoolProblem):
+        table = _pools.TABLES[p.out]
+    elif reason := _without_choice(p):
         return Row(always, "direct", reason)
-    table = TABLES.get(p.platform, {}).get(p.out, DIRECT)
-    return next(row for row in table if ALGORITHMS[row.algorithm.split()[0]].applies(p) and row.when(p))
+    else:
+        table = TABLES.get(p.platform, {}).get(p.out, DIRECT)
+    known = algorithms(p)
+    return next(row for row in table if known[row.algorithm.split()[0]].applies(p) and row.when(p))
 
 
-def _without_choice(p: Problem) -> str:
-    """Why only the definition will do, or nothing."""
+def algorithms(p: Problem | PoolProblem) -> Mapping[str, Any]:
+    """The algorithms for a problem, by name: each with `applies(p)` and `run(*arrays, p)`."""
+    return pool_algorithms.ALGORITHMS[p.out] if isinstance(p, PoolProblem) else ALGORITHMS
+
+
+def _without_choice(p: Problem | PoolProblem) -> str:
+    """Why nothing can be measured, and why only the definition of a sum will do; or nothing."""
     if p.symbolic:
         return "sizes are symbolic"
+    if isinstance(p, PoolProblem):
+        return ""
     if not jnp.issubdtype(p.dtype, jnp.floating):
         return "the numbers are no floating-point ones"
     if p.platform == "cuda" and p.geometry.preferred_element_type is not None:
@@ -115,11 +128,11 @@ def _without_choice(p: Problem) -> str:
     return ""
 
 
-def candidates(p: Problem) -> Iterator[Plan]:
+def candidates(p: Problem | PoolProblem) -> Iterator[Plan]:
     """A plan for every algorithm that applies, and what it may leave its inner sum to."""
     if _without_choice(p):
         return
-    for name, module in ALGORITHMS.items():
+    for name, module in algorithms(p).items():
         if module.applies(p):
             inside = module.inside(p) if hasattr(module, "inside") else ("",)
             for other in inside:
@@ -138,34 +151,36 @@ def candidates_inside(chosen: Plan) -> Iterator[Plan]:
         yield with_algorithm(chosen.problem, " ".join([name, *str(other).split(INSIDE)]), "it applies")
 
 
-def applies(p: Problem, plan: str) -> bool:
+def applies(p: Problem | PoolProblem, plan: str) -> bool:
     """Whether the algorithms that a plan names apply, each to the sum that the one before leaves to it."""
     name, _, inside = plan.partition(INSIDE)
     if name == ONE_BY_ONE:
-        return p.members > 1 and applies(alone(p), inside)
-    module = ALGORITHMS.get(name)
+        return isinstance(p, Problem) and p.members > 1 and applies(alone(p), inside)
+    module = algorithms(p).get(name)
     if module is None or not module.applies(p) or hasattr(module, "inner") != bool(inside):
         return False
     return not inside or applies(module.inner(_as_run(name, p)), inside)
 
 
-def alone(p: Problem) -> Problem:
+def alone(p: Any) -> Problem:
     """The sum of one member."""
     return p.inside(out=p.out, geometry=p.geometry, members=1)
 
 
-def _as_run(name: str, p: Problem) -> Problem:
-    """The sum as an algorithm runs it: only the definition accumulates in a dtype that is asked for."""
-    return p if name == "direct" else p.inside(out=p.out, geometry=p.geometry._replace(preferred_element_type=None))
+def _as_run(name: str, p: Any) -> Any:
+    """The problem as an algorithm runs it: only a sum's definition accumulates in a dtype that is asked for."""
+    if name == "direct" or isinstance(p, PoolProblem):
+        return p
+    return p.inside(out=p.out, geometry=p.geometry._replace(preferred_element_type=None))
 
 
-def with_algorithm(p: Problem, algorithm: str, why: str, by: str = "table") -> Plan:
+def with_algorithm(p: Problem | PoolProblem, algorithm: str, why: str, by: str = "table") -> Plan:
     """The plan of an algorithm: a name, perhaps with those inside it; otherwise the inner sum has a plan of its own."""
     name, _, inside = algorithm.partition(" ")
-    if name == ONE_BY_ONE:
+    if name == ONE_BY_ONE and isinstance(p, Problem):
         inner = with_algorithm(alone(p), inside, why, by)
         return Plan(p, name, why, inner.run, inner, by)
-    module, p = ALGORITHMS[name], _as_run(name, p)
+    module, p = algorithms(p)[name], _as_run(name, p)
     inner = None
     if hasattr(module, "inner"):
         left = module.inner(p)

@@ -19,12 +19,24 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from .._geometry import Problem
+from .._geometry import PoolProblem, Problem
 from ._machine import Machine, machine
 
 VERSION = 1
 VARIABLE = "JAXBP_PLANS"
-SUMS = {"z": "forward", "x": "input gradient", "kernel": "kernel gradient"}
+# What is computed, in words: the sums of a convolution, and the maps of pools by their primitives' names.
+TITLES = {
+    "z": "forward",
+    "x": "input gradient",
+    "kernel": "kernel gradient",
+    "max_pool": "max pool",
+    "take_winners": "pixels that won",
+    "upsample_winners": "gradient by winners",
+    "upsample_chosen": "max pool gradient",
+    "unpool_winners": "max unpool",
+    "window_sum": "sum pool",
+    "upsample_evenly": "sum pool gradient",
+}
 # Between an algorithm and the one that is inside of it.
 INSIDE = " > "
 # That the environment decides.
@@ -58,7 +70,7 @@ class Plans:
     def __repr__(self) -> str:
         return f"Plans({self.file!r})"
 
-    def find(self, p: Problem, known: Collection[str]) -> Measured | None:
+    def find(self, p: Problem | PoolProblem, known: Collection[str]) -> Measured | None:
         """What was measured of a sum on this machine, of plans that are made of known algorithms."""
         if not self.warned and not any(self._fits(of, known) for of in self.machines):
             self.warned = True
@@ -160,32 +172,26 @@ def key(description: dict[str, Any]) -> str:
     return json.dumps(description, sort_keys=True)
 
 
-def describe(p: Problem) -> dict[str, Any]:
-    """A sum in words that JSON has; what most convolutions do not have is left out."""
-    g, w = p.geometry, p.geometry.window
-    channels, features = (p.features, p.channels) if p.out == "x" else (p.channels, p.features)
+def describe(p: Problem | PoolProblem) -> dict[str, Any]:
+    """A problem in words that JSON has; what most do not have is left out."""
+    pool = isinstance(p, PoolProblem)
+    w = p.window if pool else p.geometry.window
     ones = (1,) * w.rank
-    wide = g.preferred_element_type
-    said = {
-        "sum": SUMS[p.out],
-        "batch": p.batch,
-        "input": w.input_shape,
-        "channels": channels,
-        "window": w.window_shape,
-        "features": features,
-        "padding": w.padding,
-        "output": w.output_shape,
-        "dtype": np.dtype(p.dtype).name,
-    }
-    unusual = {
-        "strides": (w.strides, ones),
-        "dilation": (w.dilation, ones),
-        "input dilation": (w.input_dilation, ones),
-        "groups": (g.feature_group_count, 1),
-        "members": (p.members, 1),
-        "precision": (None if g.precision is None else str(g.precision), None),
-        "result": (None if wide is None else np.dtype(wide).name, None),
-    }
+    said: dict[str, Any] = {"sum": TITLES[p.out], "batch": p.batch, "dtype": np.dtype(p.dtype).name}
+    said |= {"input": w.input_shape, "window": w.window_shape, "padding": w.padding, "output": w.output_shape}
+    unusual: dict[str, tuple[Any, Any]] = {"strides": (w.strides, ones), "dilation": (w.dilation, ones)}
+    if pool:
+        said["channels"] = p.channels
+    else:
+        g, wide = p.geometry, p.geometry.preferred_element_type
+        said["channels"], said["features"] = (p.features, p.channels) if p.out == "x" else (p.channels, p.features)
+        unusual |= {
+            "input dilation": (w.input_dilation, ones),
+            "groups": (g.feature_group_count, 1),
+            "members": (p.members, 1),
+            "precision": (None if g.precision is None else str(g.precision), None),
+            "result": (None if wide is None else np.dtype(wide).name, None),
+        }
     return said | {name: value for name, (value, usual) in unusual.items() if value != usual}
 
 

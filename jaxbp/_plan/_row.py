@@ -1,9 +1,7 @@
 """A row of a table: an algorithm, and where it is fast."""
 
 from collections.abc import Callable
-from typing import NamedTuple
-
-from .._geometry import Problem
+from typing import Any, NamedTuple
 
 # Not an algorithm, but the first word of a plan: the sums of a vmap's members one after the other, by the plan inside.
 ONE_BY_ONE = "one_by_one"
@@ -12,11 +10,11 @@ ONE_BY_ONE = "one_by_one"
 class Row(NamedTuple):
     """`algorithm` where it applies and `when` holds. It may name what is inside of it: "width_tiling im2col"."""
 
-    when: Callable[[Problem], bool]
+    when: Callable[[Any], bool]
     algorithm: str
     why: str
 
 
-def always(p: Problem) -> bool:
+def always(p: Any) -> bool:
     """Wherever the algorithm applies."""
     return True

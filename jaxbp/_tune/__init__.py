@@ -1,4 +1,4 @@
-"""Tuning: the sums of a program, each timed by every algorithm that applies, and the winners in a file."""
+"""Tuning: the sums and pools of a program, each timed by every algorithm that applies, and the winners in a file."""
 
 import math
 import sys
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .._bench._algorithms import platform
-from .._geometry import Problem
+from .._geometry import PoolProblem, Problem
 from .._interrupt import undisturbed
 from .._plan import TABLES, _measured, applies
 from .._plan._machine import machine
@@ -71,8 +71,10 @@ def measure(problems: Problems, file: File, seconds: float | None, rows: list[Ro
     return Report(tuple(rows), str(file), measured, left)
 
 
-def _operations(p: Problem) -> int:
-    """Products of a sum."""
+def _operations(p: Problem | PoolProblem) -> int:
+    """Products of a sum, or pixels that the windows of a map read."""
+    if isinstance(p, PoolProblem):
+        return p.batch * math.prod(p.window.output_shape) * p.window.taps * p.channels
     return p.members * p.positions * p.columns * p.group_features * p.groups
 
 

@@ -1,7 +1,7 @@
-"""The sums of a program, found in its jaxpr, and how often each of them runs."""
+"""The sums and the maps of pools of a program, found in its jaxpr, and how often each of them runs."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,16 +10,18 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from .._conv import conv_p
 from .._conv_lax import conv_in_layout_p
-from .._geometry import Problem
+from .._geometry import PoolProblem, Problem
+from .._pool_maps import MAPS
+from .._pool_maps import problem_of as map_problem_of
 from .._sums import conv_sum_p, problem_of
 
 # Ops that are one equation around their sums.
 OPS = (conv_p, conv_in_layout_p)
-Problems = Counter[Problem]
+Problems = Counter[Problem | PoolProblem]
 
 
 def sums_of(function: Callable[..., Any], args: tuple, platform: str) -> Problems:
-    """The distinct sums that `function(*args)` computes on a platform, and how often."""
+    """The distinct sums and maps that `function(*args)` computes on a platform, and how often."""
     leaves, tree = jax.tree.flatten(args)
     at = [i for i, leaf in enumerate(leaves) if hasattr(leaf, "shape") and hasattr(leaf, "dtype")]
 
@@ -34,18 +36,24 @@ def sums_of(function: Callable[..., Any], args: tuple, platform: str) -> Problem
     return found
 
 
-def _walk(jaxpr: Any, platform: str, times: int = 1) -> Iterator[tuple[Problem, int]]:
-    """The sums of a jaxpr and of all jaxprs inside it."""
+def _walk(jaxpr: Any, platform: str, times: int = 1) -> Iterator[tuple[Problem | PoolProblem, int]]:
+    """The sums and maps of a jaxpr and of all jaxprs inside it."""
     for equation in jaxpr.eqns:
-        if equation.primitive is conv_sum_p:
-            a, b, *_ = (variable.aval for variable in equation.invars)
-            sizes = (*a.shape, *b.shape, *equation.outvars[0].aval.shape)
-            if 0 not in sizes:
-                yield problem_of(a, b, equation.params["of"], platform), times
+        primitive, avals = equation.primitive, [variable.aval for variable in equation.invars]
+        if primitive is conv_sum_p or primitive in MAPS:
+            if all(0 not in aval.shape for aval in (*avals, equation.outvars[0].aval)):
+                yield _problem_of(primitive, avals, equation.params, platform), times
             continue
         repeats = equation.params["length"] if equation.primitive.name == "scan" else 1
         for inside in _inside(equation):
             yield from _walk(inside, platform, times * repeats)
+
+
+def _problem_of(primitive: Any, avals: Sequence[Any], params: dict[str, Any], platform: str) -> Problem | PoolProblem:
+    """What an equation computes."""
+    if primitive is conv_sum_p:
+        return problem_of(avals[0], avals[1], params["of"], platform)
+    return map_problem_of(primitive.name, avals[0], params["window"], platform)
 
 
 def _inside(equation: Any) -> Iterator[Any]:

@@ -23,7 +23,8 @@ from ._report import Report, Row
 
 DESCRIPTION = """\
 Find the fastest algorithm for each sum of a convolution (the output, the gradient of the input, the gradient of the
-kernel) on this machine, and keep it in a file of plans.
+kernel) and for each map of a pool (the output, the gradient of the input) on this machine, and keep it in a file of
+plans.
 
 What is tuned: a function of yours, a whole training step for example, as module:function or file.py:function with
 --shape for each array; or layers (--suite, --random N) or models (--models) of the benchmark. What the file holds
@@ -94,7 +95,7 @@ def _problems(args: argparse.Namespace) -> Problems:
     if args.models:
         return sum((_of_model(model, args.dtype) for model in MODELS), Counter())
     cases = CASES if args.random is None else random_cases(args.random, args.seed or 0)
-    return sum((_of_case(case, args.dtype) for case in cases if not case.pools), Counter())
+    return sum((_of_case(case, args.dtype) for case in cases), Counter())
 
 
 def _of_model(model: Model, dtype: str) -> Problems:
@@ -104,5 +105,5 @@ def _of_model(model: Model, dtype: str) -> Problems:
 
 
 def _of_case(case: Case, dtype: str) -> Problems:
-    """The three sums of a layer."""
+    """The three sums of a layer, or the two maps of a pool."""
     return Counter(problems(case, dtype, platform()).values())

@@ -1,6 +1,5 @@
-"""The fastest plan of a sum: all that apply, timed in turns, within limits on memory and errors."""
+"""The fastest plan of a sum or of a pool's map: all that apply, timed in turns, within limits on memory and errors."""
 
-import math
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from functools import partial
@@ -13,8 +12,9 @@ import numpy as np
 from .. import _plan
 from .._batching import mapped_over
 from .._bench._measure import Times, best_ratio, interleave, ratio, sample
+from .._bench._plan import function_of, operands
 from .._bench._result import Pair, exceeds_errors, exceeds_memory
-from .._geometry import Problem, operand_shapes, problem
+from .._geometry import PoolProblem, Problem, problem
 from .._plan import Plan
 from .._plan._measured import Measured
 
@@ -26,8 +26,6 @@ NEAR = 2.0
 SECONDS = 0.5
 # Features of the first group whose sums are computed in float64.
 FEATURES = 2
-# Of an array; larger ones repeat them.
-MOST_RANDOM = 1 << 22
 
 
 class OutOfTime(Exception):
@@ -43,29 +41,32 @@ class Program(NamedTuple):
     first: float
 
 
-def fastest(p: Problem, expired: Callable[[], bool]) -> Measured | None:
-    """What is measured of a sum; None where there is no choice. `OutOfTime` where time ends before it is known."""
+def fastest(p: Problem | PoolProblem, expired: Callable[[], bool]) -> Measured | None:
+    """What is measured of a problem; None where there is no choice. `OutOfTime` where time ends before it is known."""
     table = _plan.by_table(p)
     plans = {str(plan): plan for plan in (table, *_plan.candidates(p))}
     if len(plans) < 2:
         return None
     programs: dict[str, Program] = {}
     with jax.enable_x64(True) if p.dtype.itemsize == 8 else nullcontext():
-        a, b = _operands(p)
-        _compile_all(programs, p, plans.values(), a, b, expired)
+        arrays = operands(p)
+        _compile_all(programs, p, plans.values(), arrays, expired)
         more = [plan for one in _near(programs, str(table)) for plan in _plan.candidates_inside(one.plan)]
-        _compile_all(programs, p, more, a, b, expired)
+        _compile_all(programs, p, more, arrays, expired)
         near = {str(program.plan): program.call for program in _near(programs, str(table))}
         times = interleave(near, SECONDS) if len(near) > 1 else {}
-        winner = _winner(p, str(table), times, programs, a, b)
+        winner = _winner(p, str(table), times, programs, arrays)
         ms = {name: 1e3 * (times[name].best if times else programs[name].first) for name in (winner, str(table))}
     return Measured(winner, str(table), ms[winner], ms[str(table)])
 
 
 def _compile_all(
-    programs: dict[str, Program], p: Problem, plans: Iterable[Plan], a: jax.Array, b: jax.Array,
+    programs: dict[str, Program],
+    p: Problem | PoolProblem,
+    plans: Iterable[Plan],
+    arrays: list[jax.Array],
     expired: Callable[[], bool],
-) -> None:  # fmt: skip
+) -> None:
     """Add the plans that run, of which the first, the table's, must."""
     for plan in plans:
         if expired():
@@ -73,22 +74,22 @@ def _compile_all(
         if str(plan) in programs:
             continue
         try:
-            programs[str(plan)] = _compile(plan, p, a, b, min((one.first for one in programs.values()), default=0.0))
+            programs[str(plan)] = _compile(plan, p, arrays, min((one.first for one in programs.values()), default=0.0))
         except Exception:  # whatever a compiler cannot do, or has no memory for
             if not programs:
                 raise
 
 
-def _compile(plan: Plan, p: Problem, a: jax.Array, b: jax.Array, best: float) -> Program:
+def _compile(plan: Plan, p: Problem | PoolProblem, arrays: list[jax.Array], best: float) -> Program:
     """A plan as a program, and seconds of its second call, or of the first where it is far from the best."""
-    run = partial(_plan.evaluate, plan, dtype=_result_dtype(p))
+    run = function_of(plan, None if isinstance(p, PoolProblem) else _result_dtype(p))
     levels = ((True, True),) if p.members > 1 else ()
     mapped = mapped_over(run, levels, one_by_one=plan.algorithm == _plan.ONE_BY_ONE)
-    compiled = jax.jit(mapped).lower(a, b).compile()
+    compiled = jax.jit(mapped).lower(*arrays).compile()
     analysis = compiled.memory_analysis()
 
     def call() -> jax.Array:
-        return jax.block_until_ready(compiled(a, b))
+        return jax.block_until_ready(compiled(*arrays))
 
     first = sample(call, 1)
     if not best or first < 2 * NEAR * best:
@@ -103,13 +104,18 @@ def _near(programs: dict[str, Program], table: str) -> list[Program]:
 
 
 def _winner(
-    p: Problem, table: str, times: dict[str, Times], programs: dict[str, Program], a: jax.Array, b: jax.Array
+    p: Problem | PoolProblem, table: str, times: dict[str, Times], programs: dict[str, Program], arrays: list[jax.Array]
 ) -> str:
     """The fastest that beats the table's choice by the margin and keeps the limits; otherwise the table's choice."""
     for name in sorted(times, key=lambda name: times[name].best):
         if name == table or _gain(times[table], times[name]) < MARGIN:
             break
-        if _keeps_limits(p, programs[name], programs.get("direct"), a, b):
+        program = programs[name]
+        if isinstance(p, PoolProblem):
+            kept = _maps_alike(p, program, programs[table], arrays)
+        else:
+            kept = _keeps_limits(p, program, programs.get("direct"), *arrays)
+        if kept:
             return name
     return table
 
@@ -117,6 +123,24 @@ def _winner(
 def _gain(table: Times, other: Times) -> float:
     """How many times as fast, in the fastest samples and in the rounds: a lucky sample does not win."""
     return min(best_ratio(table, other), ratio(table, other))
+
+
+def _maps_alike(p: PoolProblem, program: Program, table: Program, arrays: list[jax.Array]) -> bool:
+    """Whether a map takes little more memory than by the table, chooses the same winners, and is as exact."""
+    if exceeds_memory(Pair(program.temporary_bytes, table.temporary_bytes)):
+        return False
+    results, right = (jax.tree.leaves(one.call()) for one in (program, table))
+    if p.out == "max_pool" or not jnp.issubdtype(p.dtype, jnp.floating):
+        return all(np.array_equal(a, b, equal_nan=a.dtype.kind == "f") for a, b in zip(results, right, strict=True))
+    if p.dtype.itemsize < 8:
+        with jax.enable_x64(True):
+            first, *winners = arrays
+            wide = _plan.with_algorithm(p._replace(dtype=np.dtype("float64")), str(table.plan), "in float64")
+            right_wide = np.asarray(jax.jit(wide.run)(first.astype(jnp.float64), *winners))
+    else:
+        right_wide = np.asarray(right[0])
+    found, expected = (_units(one[0], right_wide, p.dtype) for one in (results, right))
+    return not exceeds_errors(Pair(found, expected))
 
 
 def _keeps_limits(p: Problem, program: Program, definition: Program | None, a: jax.Array, b: jax.Array) -> bool:
@@ -158,8 +182,13 @@ def _features(p: Problem) -> int:
 
 def _error(p: Problem, result: Any, right: np.ndarray) -> float:
     """The largest error, in units of eps times the largest entry of what is right."""
-    found = np.asarray(result[..., : _features(p)]).astype(np.float64)
-    eps = float(jnp.finfo(p.dtype).eps)
+    return _units(result[..., : _features(p)], right, p.dtype)
+
+
+def _units(result: Any, right: np.ndarray, dtype: Any) -> float:
+    """The largest error of an array, in units of eps times the largest entry of what is right."""
+    eps = float(jnp.finfo(dtype).eps)
+    found = np.asarray(result).astype(np.float64)
     return float(np.abs(found - right).max() / (eps * max(np.abs(right).max(), 1e-300)))
 
 
@@ -167,16 +196,3 @@ def _result_dtype(p: Problem) -> Any:
     """The dtype of the sum."""
     wide = p.geometry.preferred_element_type if p.out == "z" else None
     return p.dtype if wide is None else np.dtype(wide)
-
-
-def _operands(p: Problem) -> tuple[jax.Array, jax.Array]:
-    """Random numbers of the sum's shapes, of as many members as there are."""
-    rng = np.random.default_rng(0)
-    members = (p.members,) if p.members > 1 else ()
-
-    def normal(shape: tuple[int, ...]) -> jax.Array:
-        numbers = rng.standard_normal(min(math.prod(shape), MOST_RANDOM), np.float32)
-        return jnp.asarray(np.resize(numbers, shape)).astype(p.dtype)
-
-    a, b = ((*members, *shape) for shape in operand_shapes(p))
-    return normal(a), normal(b)

@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .._geometry import Problem
-from .._plan._measured import SUMS, Measured
+from .._geometry import PoolProblem, Problem
+from .._plan._measured import TITLES, Measured
 
 FLOAT32 = np.dtype("float32")
 
@@ -50,7 +50,7 @@ class Report(NamedTuple):
 
     def __str__(self) -> str:
         if not self.rows:
-            return "\n".join(["no convolution was measured", *self._left()])
+            return "\n".join(["no convolution or pool was measured", *self._left()])
         heading = ("sum", "times", "by the table", "ms", "fastest", "ms", "gain")
         ordered = sorted(self.rows, key=lambda row: row.times * (row.winner_ms - row.table_ms))
         lines = _aligned([heading, *map(_cells, ordered)])
@@ -61,7 +61,7 @@ class Report(NamedTuple):
                 "",
                 f"{better} of {len(self.rows)} sums are faster than by the table; {self.measured} were measured now",
                 *self._left(),
-                f"estimate for the whole function: {self._table_ms:.4g} ms of convolutions by the tables, "
+                f"estimate for the whole function: {self._table_ms:.4g} ms of convolutions and pools by the tables, "
                 f"{self._winner_ms:.4g} ms as measured: {self.gain:.2f} times as fast",
                 f"plans: {self.file}",
             ]
@@ -71,20 +71,24 @@ class Report(NamedTuple):
         return [f"{self.left} sums were not measured, as time was up; the tables choose for them"] if self.left else []
 
 
-def row_of(p: Problem, times: int, found: Measured) -> Row:
+def row_of(p: Problem | PoolProblem, times: int, found: Measured) -> Row:
     """The row of a sum."""
     return Row(name_of(p), times, found.table, found.plan, found.table_ms, found.plan_ms)
 
 
-def name_of(p: Problem) -> str:
-    """A sum in a few words: "kernel gradient 3x3/2 8x28x28x64->128"."""
-    w, g = p.geometry.window, p.geometry
-    channels, features = (p.features, p.channels) if p.out == "x" else (p.channels, p.features)
-    words = [SUMS[p.out], _x(w.window_shape) + (f"/{_x(_alike(w.strides))}" if max(w.strides, default=1) > 1 else "")]
+def name_of(p: Problem | PoolProblem) -> str:
+    """A problem in a few words: "kernel gradient 3x3/2 8x28x28x64->128"."""
+    w = p.window if isinstance(p, PoolProblem) else p.geometry.window
+    words = [TITLES[p.out], _x(w.window_shape) + (f"/{_x(_alike(w.strides))}" if max(w.strides, default=1) > 1 else "")]
     for name, steps in (("dilated", w.dilation), ("input dilated", w.input_dilation)):
         words += [f"{name} {_x(_alike(steps))}"] if max(steps, default=1) > 1 else []
-    words += [f"{g.feature_group_count} groups"] if g.feature_group_count > 1 else []
-    words.append(f"{_x((p.batch, *w.input_shape, channels))}->{features}")
+    if isinstance(p, PoolProblem):
+        words.append(_x((p.batch, *w.input_shape, p.channels)))
+    else:
+        groups = p.geometry.feature_group_count
+        channels, features = (p.features, p.channels) if p.out == "x" else (p.channels, p.features)
+        words += [f"{groups} groups"] if groups > 1 else []
+        words.append(f"{_x((p.batch, *w.input_shape, channels))}->{features}")
     words += [p.dtype.name] if p.dtype != FLOAT32 else []
     words += [f"of {p.members} members"] if p.members > 1 else []
     return " ".join(words)

@@ -36,6 +36,7 @@ from jaxbp._algorithms._memory import materialize
 from jaxbp._bench._programs import function_of
 from jaxbp._bench._suite import CASES
 from jaxbp._geometry import ConvGeometry, conv_window
+from jaxbp._plan._row import Row, always
 
 # ------------------------------------------------------------------ geometries that an algorithm is made for
 
@@ -437,33 +438,39 @@ def test_the_compiler_does_not_see_through_materialize():
 # ----------------------------------------------------------------------------------------------- windows
 
 
-@pytest.mark.sampled(1)
+# Algorithms of the maps of pools, and limits: of what they do at once, and of what they unroll.
+POOL_ALGORITHMS = sorted({name for known in _pools.ALGORITHMS.values() for name in known})
+POOL_LIMITS = [
+    ("separable", 0),
+    ("gather", 0),
+    ("views", 10**6),
+    ("per_phase", 10**6),
+    *((n, 16) for n in POOL_ALGORITHMS),
+]
+
+
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize(
-    ("limit", "phases", "name"),
-    [
-        (0, 0, "overlap, same"),
-        (16, 0, "overlap, same"),
-        (0, 0, "windows wholly in padding"),
-        (0, 0, "window dilation, padding"),
-        (16, 0, "window dilation, padding"),
-        (0, 0, "3-D"),
-        (16, 0, "3-D"),
-        (0, 0, "ceil_mode"),
-        (10**6, 0, "large window"),
-        (10**6, 10**6, "large window"),
-    ],
+    "name",
+    ["overlap, same", "windows wholly in padding", "window dilation, padding", "3-D", "ceil_mode", "large window"],
 )
-def test_pools_on_the_other_side_of_every_limit(monkeypatch, limit, phases, name):
-    """Small windows pooled axis by axis and upsampled in a loop, large ones tap by tap and unrolled."""
+@pytest.mark.parametrize(("algorithm", "limit"), POOL_LIMITS)
+def test_pools_by_every_algorithm(monkeypatch, algorithm, limit, name):
+    """Every map for which it is an algorithm: small windows axis by axis and in loops, large ones unrolled, too."""
+    for out, table in _plan._pools.TABLES.items():
+        if algorithm in _pools.ALGORITHMS[out]:
+            monkeypatch.setitem(_plan._pools.TABLES, out, [Row(always, algorithm, "asked for"), *table])
+    monkeypatch.setattr(_windows, "MAX_TAPS", max(limit, 64))
     monkeypatch.setattr(_windows, "TAPS_AT_ONCE", limit)
     monkeypatch.setattr(_upsample, "WINDOWS_AT_ONCE", limit)
-    monkeypatch.setattr(_upsample, "PHASES_AT_ONCE", phases)
+    monkeypatch.setattr(_upsample, "PHASES_AT_ONCE", max(limit, 32))
     check_pools_anew(POOLS[name])
 
 
 def check_pools_anew(case):
     """All pools equal loops, with no program from before, and none left behind."""
     jax.clear_caches()
+    _plan.by_table.cache_clear()
     inputs = integers(1, case.inputs)
     try:
         test_pool.check_all_against_loops(
@@ -472,6 +479,7 @@ def check_pools_anew(case):
         test_pool.test_winners(case)
     finally:
         jax.clear_caches()
+        _plan.by_table.cache_clear()
 
 
 @pytest.mark.sampled(1)

@@ -33,7 +33,7 @@ from jaxbp._bench import (
 )
 from jaxbp._bench._random import NUMBERS, OPERATIONS, random_cases
 from jaxbp._bench._suite import CASES, Case, operations, traffic
-from jaxbp._plan import ALGORITHMS, candidates, plan
+from jaxbp._plan import ONE_BY_ONE, algorithms, candidates, plan
 from jaxbp._plan._machine import machine
 from jaxbp._plan._measured import Measured, describe, key
 from jaxbp._tune._file import merge
@@ -318,30 +318,34 @@ def test_what_does_not_run_is_a_note(quick, capsys, monkeypatch):
 def test_plan_names_an_algorithm_and_a_reason_for_every_map(capsys):
     assert bench("--plan") == 0
     lines = capsys.readouterr().out.splitlines()
-    maps = sum(2 if case.pools else 6 for case in CASES)
+    maps = sum(4 if case.pools else 6 for case in CASES)
     assert len([line for line in lines if re.match("  [a-z]", line)]) == maps
     assert all(len(line.split("  ")) >= 4 for line in lines if line.startswith("  "))
 
 
-CONVS = [case for case in (*CASES, *random_cases(100, 5)) if not case.pools]
+LAYERS = [*CASES, *random_cases(100, 5)]
 
 
 @pytest.mark.sampled(30)
 @pytest.mark.parametrize(
     "case",
-    [pytest.param(case, id=case.name, marks=[pytest.mark.exhaustive] * (case not in CASES)) for case in CONVS],
+    [pytest.param(case, id=case.name, marks=[pytest.mark.exhaustive] * (case not in CASES)) for case in LAYERS],
 )
 def test_the_plan_is_what_runs(case):
-    """The names in the lowered program are those of the three plans."""
+    """The names in the lowered program are those of the plans."""
     function = _programs.function_of(case, jaxbp)
     arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in case.shapes]
     delta = jax.eval_shape(function, *arrays)
     program = jax.jit(lambda delta, *arrays: jax.vjp(function, *arrays)[1](delta))
-    forward = jax.jit(function)
-    for lowered, outs in ((forward.lower(*arrays), ["z"]), (program.lower(delta, *arrays), ["x", "kernel"])):
+    forward, back = jax.jit(function).lower(*arrays), program.lower(delta, *arrays)
+    first, *gradients = _plan.problems(case, "float32", "cpu").values()
+    # A max pool's gradient needs the winners.
+    known = {ONE_BY_ONE, *algorithms(first), *algorithms(gradients[0])}
+    for lowered, problems in ((forward, [first]), (back, [first, *gradients] if case.op == "max_pool" else gradients)):
         scopes = re.findall(r'loc\("([^"]*)"', lowered.as_text(debug_info=True))
-        found = {" > ".join(part for part in scope.split("/") if part in ALGORITHMS) for scope in scopes} - {""}
-        expected = {str(plan(_plan.problems(case, "float32", "cpu")[out])) for out in outs}
+        found = {" > ".join(part for part in scope.split("/") if part in known) for scope in scopes} - {""}
+        expected = {str(plan(p)) for p in problems}
+        assert found
         # A loop's body begins a path of its own.
         assert all(any(names in whole for whole in expected) for names in found), (expected, found)
         assert {name for whole in expected for name in whole.split(" > ")} == {
@@ -484,8 +488,9 @@ def test_backends_have_the_tables_of_their_platforms(monkeypatch, backend, versi
     assert _algorithms.platform() == platform
 
 
-def test_sums_without_a_choice_do_not_count():
-    assert _algorithms.measure_choices(next(case for case in CASES if case.pools), "float32", 0.0) == []
+def test_sums_without_a_choice_do_not_count(monkeypatch):
+    monkeypatch.setattr(_algorithms._plan, "candidates", lambda p: iter([]))
+    assert _algorithms.measure_choices(CASES[0], "float32", 0.0) == []
     assert _algorithms.summary([]) == "nothing was measured"
 
 

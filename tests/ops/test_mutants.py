@@ -65,10 +65,10 @@ CONV_MUTANTS = [
 ]
 # A map of pools, and what is done to its result.
 POOL_MUTANTS = [
-    ("upsample_winners", zero),
-    ("upsample_winners", first_row_lost),
-    ("upsample_winners", one_element_larger),
-    ("upsample_winners", first_image_only),
+    ("upsample_chosen", zero),
+    ("upsample_chosen", first_row_lost),
+    ("upsample_chosen", one_element_larger),
+    ("upsample_chosen", first_image_only),
     ("upsample_evenly", slightly_larger),
     ("upsample_evenly", last_corner_lost),
     ("window_sum", first_row_lost),
@@ -82,6 +82,20 @@ def assert_both_checks_fail():
         test_conv.check_against_loops(CONVS["defaults"], jax.jit)
     with pytest.raises(AssertionError):
         test_conv.check_against_twin(CONVS["defaults"], jax.jit)
+
+
+def replace_map(monkeypatch, name, change):
+    """Replace every algorithm of a pool's map by what `change` makes of it, and forget the plans of before."""
+    known = {key: each._replace(form=change(each.form)) for key, each in _pools.ALGORITHMS[name].items()}
+    monkeypatch.setitem(_pools.ALGORITHMS, name, known)
+    _plan.by_table.cache_clear()
+
+
+@pytest.fixture(autouse=True)
+def right_plans_afterwards():
+    """No test leaves a changed plan behind."""
+    yield
+    _plan.by_table.cache_clear()
 
 
 def spoil_sum(monkeypatch, out, spoil):
@@ -121,8 +135,7 @@ def test_mutant_of_the_rule_is_found(monkeypatch, wrong):
 @pytest.mark.sampled(3)
 @pytest.mark.parametrize(("name", "spoil"), POOL_MUTANTS, ids=[f"{n}-{s.__name__}" for n, s in POOL_MUTANTS])
 def test_pool_mutant_is_found(monkeypatch, name, spoil):
-    right = getattr(_pools, name)
-    monkeypatch.setattr(_pools, name, lambda *args, **keywords: spoil(right(*args, **keywords)))
+    replace_map(monkeypatch, name, lambda right: lambda *args, **keywords: spoil(right(*args, **keywords)))
     case = POOLS["overlap, same"]
     inputs = integers(1, case.inputs)
     with pytest.raises(AssertionError):
@@ -131,14 +144,16 @@ def test_pool_mutant_is_found(monkeypatch, name, spoil):
 
 def test_ties_to_the_last_are_found(monkeypatch):
     """Small integers have ties: a pool that breaks them in the other order has other gradients."""
-    right = _pools.max_and_winners
     reverse = (slice(None), slice(None, None, -1), slice(None, None, -1))
 
-    def last(x, w):
-        pooled, winners = right(x[reverse], w)
-        return pooled[reverse], (w.taps - 1 - winners[reverse].astype(jnp.int32)).astype(winners.dtype)
+    def to_the_last(right):
+        def last(x, w):
+            pooled, winners = right(x[reverse], w)
+            return pooled[reverse], (w.taps - 1 - winners[reverse].astype(jnp.int32)).astype(winners.dtype)
 
-    monkeypatch.setattr(_pools, "max_and_winners", last)
+        return last
+
+    replace_map(monkeypatch, "max_pool", to_the_last)
     case = POOLS["stride 1, same"]
     inputs = integers(1, case.inputs)
     with pytest.raises(AssertionError):

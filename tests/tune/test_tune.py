@@ -22,7 +22,8 @@ from jaxbp import _plan
 from jaxbp import _tune as tune_package
 from jaxbp._bench import _measure
 from jaxbp._bench._plan import problems
-from jaxbp._bench._suite import conv_case
+from jaxbp._bench._suite import conv_case, pool_case
+from jaxbp._geometry import PoolProblem
 from jaxbp._plan import _measured
 from jaxbp._plan._measured import Measured
 from jaxbp._tune import _fastest
@@ -129,6 +130,20 @@ def test_only_arrays_are_traced_and_shapes_will_do():
 
 def test_empty_sums_are_no_sums():
     assert outs(jaxbp.conv, X[:0], KERNEL) == {}
+
+
+def pooled(x):
+    return jaxbp.avg_pool(jaxbp.max_pool(x, (3, 3), (2, 2), "SAME"), (2, 2)).sum()
+
+
+def test_pools_and_their_gradients():
+    forward = {("max_pool", 2): 1, ("window_sum", 2): 1}
+    assert outs(pooled, X) == forward
+    gradient = {("upsample_chosen", 2): 1, ("upsample_evenly", 2): 1}
+    assert outs(jax.jit(jax.grad(pooled)), X) == forward | gradient
+    assert outs(jax.vmap(jax.grad(pooled)), jnp.ones((5, 2, 6, 6, 3)))["max_pool", 10] == 1
+    assert outs(lambda x: jax.lax.scan(lambda c, _: (jax.grad(pooled)(c), None), x, length=3), X)["max_pool", 2] == 3
+    assert outs(pooled, X[:0]) == {}
 
 
 # --------------------------------------------------------------------------------------------------- who wins
@@ -285,7 +300,37 @@ def test_members_are_taken_one_by_one_or_together(monkeypatch):
     assert {"im2col", "one_by_one > im2col"} <= set(timed)
 
 
+POOL = pool_case("max_pool", "a", (2, 9, 9, 3), (3, 3), 2, "SAME")
+AVERAGE = pool_case("avg_pool", "a", (2, 9, 9, 3), (3, 3), 1, "SAME")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64", "int32"])
+@pytest.mark.parametrize(
+    ("out", "case", "other"),
+    [
+        ("max_pool", POOL, "separable"),
+        ("upsample_chosen", POOL, "gather"),
+        ("window_sum", AVERAGE, "reduce_window"),
+        ("upsample_evenly", AVERAGE, "gather"),
+    ],
+)
+def test_the_fastest_map_of_a_pool_wins_unless_it_is_inexact(monkeypatch, out, case, other, dtype):
+    timed = clock(monkeypatch, **{other: 0.5})
+    p = problem(out, dtype, case)
+    table = str(_plan.by_table(p))
+    assert table != other
+    assert found(p) == Measured(other, table, 500.0, 1000.0)
+    assert {table, other} <= set(timed)
+    damaged(monkeypatch, other, lambda y: jax.tree.map(lambda a: a.at[0, 1, 1, 0].add(1).astype(a.dtype), y))
+    assert found(p).plan == table
+
+
 def test_a_sum_without_a_choice_is_not_measured():
+    window = problem("max_pool", case=POOL).window
+    assert (
+        _fastest.fastest(PoolProblem("take_winners", window, 2, 3, np.dtype("float32"), "cpu"), lambda: False) is None
+    )
+
     assert _fastest.fastest(problem(dtype="int32"), lambda: False) is None
 
 
@@ -326,7 +371,7 @@ def test_the_report_is_a_table(tmp_path, made_up):
     assert lines[-3] == "2 of 2 sums are faster than by the table; 2 were measured now"
     assert (
         lines[-2]
-        == "estimate for the whole function: 4 ms of convolutions by the tables, 2 ms as measured: 2.00 times as fast"
+        == "estimate for the whole function: 4 ms of convolutions and pools by the tables, 2 ms as measured: 2.00 times as fast"
     )
     assert lines[-1] == f"plans: {tmp_path / 'plans.json'}"
 
@@ -336,10 +381,14 @@ def test_rows_count_how_often_a_sum_runs():
     report = Report(rows, "plans.json", 2, left=4)
     assert report.gain == 13 / 7 and rows[0].gain == 2.0
     assert "4 sums were not measured, as time was up" in str(report)
-    assert Report((), "plans.json", 0).gain == 1.0 and str(Report((), "plans.json", 0)) == "no convolution was measured"
+    assert (
+        Report((), "plans.json", 0).gain == 1.0
+        and str(Report((), "plans.json", 0)) == "no convolution or pool was measured"
+    )
 
 
 def test_names_of_sums():
+    assert name_of(problem("upsample_chosen", case=POOL)) == "max pool gradient 3x3/2 2x9x9x3"
     case = conv_case("a", "dilated", (2, 9, 9, 4), (3, 3, 2, 6), 2, kernel_dilation=2, feature_group_count=2)
     p = problem("x", "bfloat16", case)
     assert name_of(p) == "input gradient 3x3/2 dilated 2 2 groups 2x9x9x4->6 bfloat16"
@@ -416,8 +465,27 @@ def test_a_real_clock(tmp_path, monkeypatch):
     step = jax.jit(jax.grad(loss))
     before = step(kernel, x)
     report = jaxbp.tune(step, kernel, x, file=tmp_path / "plans.json")
-    assert len(report.rows) == 2 and all(row.winner_ms > 0 and row.gain >= 1 for row in report.rows)
+    assert (
+        len(report.rows) == 2 and report.left == 0 and all(row.winner_ms > 0 and row.gain >= 1 for row in report.rows)
+    )
     np.testing.assert_array_equal(step(kernel, x), before)
+
+
+def test_measured_plans_of_pools_are_taken(tmp_path, monkeypatch):
+    """Whatever wins, in the program itself; values stay the same."""
+    clock(monkeypatch, gather=0.5, separable=0.5)
+    x = jnp.asarray(np.random.default_rng(0).integers(-3, 4, (2, 9, 9, 3)), jnp.float32)
+    step = jax.jit(jax.value_and_grad(lambda x: jaxbp.max_pool(x, (3, 3), (2, 2), "SAME").sum()))
+    before = step(x)
+    report = jaxbp.tune(step, x, file=tmp_path / "plans.json")
+    assert {(row.sum, row.winner) for row in report.rows} == {
+        ("max pool 3x3/2 2x9x9x3", "separable"), ("max pool gradient 3x3/2 2x9x9x3", "gather")
+    }  # fmt: skip
+    scopes = step.lower(x).as_text(debug_info=True)
+    assert "separable" in scopes and "gather" in scopes and "per_phase" not in scopes
+    jax.tree.map(np.testing.assert_array_equal, step(x), before)
+    text = (tmp_path / "plans.json").read_text()
+    assert '"sum": "max pool gradient"' in text and '"plan": "gather"' in text
 
 
 # ------------------------------------------------------------------------------------------------ the command
@@ -452,17 +520,17 @@ def test_a_function_from_the_command_line(folder, made_up, capsys):
 
 def test_layers_from_the_command_line(folder, made_up, capsys):
     assert tune("--random", "2", "--seed", "3", "--dtype", "bfloat16", "--file", "mine.json") == 0
-    assert len(made_up) == 6 and {p.dtype.name for p in made_up} == {"bfloat16"}
+    assert len(made_up) >= 4 and {p.dtype.name for p in made_up} == {"bfloat16"}
     assert tune("--random", "2", "--seed", "3", "--dtype", "bfloat16", "--file", "mine.json") == 0
     assert "0 were measured now" in capsys.readouterr().out
     assert tune("--suite", "--seconds", "0") == 0
-    assert "no convolution was measured" in capsys.readouterr().out
+    assert "no convolution or pool was measured" in capsys.readouterr().out
 
 
 @pytest.mark.exhaustive
 def test_models_from_the_command_line(folder, made_up, capsys):
     assert tune("--models") == 0
-    assert {p.batch for p in made_up} == {64, 32} and {p.out for p in made_up} == {"z", "x", "kernel"}
+    assert {p.batch for p in made_up} == {64, 32} and {"z", "x", "kernel", "max_pool"} <= {p.out for p in made_up}
 
 
 @pytest.mark.parametrize(

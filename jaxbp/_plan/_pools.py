@@ -1,0 +1,59 @@
+"""Which algorithm evaluates a map of a pool, on every platform."""
+
+from .._algorithms._upsample import windows_of_a_pixel
+from .._geometry import PoolProblem, Window, read_padding, transposed
+from ._row import Row, always
+
+FEW_TAPS = 8  # that the compiler's own loop runs well
+TAPS_AT_ONCE = 16  # more are pooled separably: as many steps as the sum of the window's sizes, not as their product
+WINDOWS_AT_ONCE = 16  # that reach a pixel: an expression for each
+
+
+def _is_short(w: Window) -> bool:
+    """Few taps: in one dimension, or in two where padding is read, which views would copy."""
+    return w.taps <= FEW_TAPS and (w.rank == 1 or (w.rank == 2 and any(max(pair) > 0 for pair in read_padding(w))))
+
+
+def _overlap(p: PoolProblem) -> bool:
+    """Whether several windows reach a pixel."""
+    return windows_of_a_pixel(p.window) > 1
+
+
+SEPARABLE = "large window: one axis after the other, by runs of 1, 2, 4, ... pixels"
+PER_PHASE = Row(_overlap, "per_phase", "windows overlap: in each phase of pixels a window has one constant tap")
+TABLES = {
+    "max_pool": [
+        Row(lambda p: p.window.taps <= TAPS_AT_ONCE, "views", "small window: one shifted view of the input per tap"),
+        Row(always, "separable", SEPARABLE),
+    ],
+    "take_winners": [Row(always, "views", "one shifted view of the input per tap")],
+    "upsample_winners": [
+        PER_PHASE,
+        Row(always, "gather", "compare the winner of each window that reaches a pixel with the pixel's tap"),
+    ],
+    "upsample_chosen": [
+        PER_PHASE,
+        Row(
+            lambda p: windows_of_a_pixel(p.window) <= WINDOWS_AT_ONCE,
+            "gather",
+            "few windows reach a pixel: compare the winner of each with the pixel's tap",
+        ),
+        Row(always, "separable", "many windows reach a pixel: one axis after the other"),
+    ],
+    "unpool_winners": [Row(always, "gather", "compare the winner of each window that reaches a pixel with its tap")],
+    "window_sum": [
+        Row(lambda p: 1 in p.window.output_shape, "separable", "one window along an axis: one reduction"),
+        Row(lambda p: _is_short(p.window), "reduce_window", "small window: the compiler's loop, without a padded copy"),
+        Row(lambda p: p.window.taps <= TAPS_AT_ONCE, "views", "small window: one shifted view of the input per tap"),
+        Row(always, "separable", SEPARABLE),
+    ],
+    "upsample_evenly": [
+        Row(lambda p: p.window.window_shape == p.window.strides, "gather", "windows do not overlap: delta is repeated"),
+        Row(
+            lambda p: 1 not in p.window.input_shape and _is_short(transposed(p.window)),
+            "reduce_window",
+            "the transpose of a short sum at stride 1 is such a sum",
+        ),
+        Row(always, "separable", "the transpose of a sum, one axis after the other"),
+    ],
+}
