@@ -22,7 +22,8 @@ def tune(function: Callable[..., Any], *args: Any, file: File, seconds: float | 
 
     Args:
       function: what is to be fast, for example a whole training step; it is traced, and not called.
-      args: its arguments; of arrays only shapes and dtypes count, so `jax.ShapeDtypeStruct` will do.
+      args: its arguments; of arrays only shapes, dtypes and shardings count, so `jax.ShapeDtypeStruct` will do. Where
+        they lie on several devices, each device's part is measured.
       file: where the plans are kept, a JSON file: created, or merged with what it holds. What it holds for this
         machine is not measured again.
       seconds: about how long to measure, the sums with most operations first; None: all of them.

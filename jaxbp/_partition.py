@@ -78,7 +78,8 @@ def on_devices(
 ) -> Callable[..., Any]:  # fmt: skip
     """The lowering of a primitive: `whole` on one device; on several, each computes its part.
 
-    `rule(*avals, **parameters)` is the op's rule, and `part(split, *operands, **parameters)` computes a device's part.
+    `rule(*avals, **parameters)` is the op's rule, and `part(**parameters)(split, *operands)` computes a device's part.
+    `part` is called when the program is lowered; what it gives is called when XLA compiles, in a thread of its own.
     `remainder` is for XLA to partition: where there is no rule, in programs to export, and where some axes of a mesh
     are manual and others are not. `results`: how many, if the primitive has several.
     """
@@ -96,8 +97,7 @@ def on_devices(
         ctx = ctx.replace(avals_in=ctx.avals_in[:count])
         # JAX asks it for the shapes of its results alone.
         same = jax.jit(functools.partial(ctx.primitive.bind, **parameters))
-        parts = functools.partial(part, **parameters)
-        function = _partitioned(same, parts, sharding_rule, results is not None, devices)
+        function = _partitioned(same, part(**parameters), sharding_rule, results is not None, devices)
         return mlir.lower_fun(function, multiple_results=results is not None)(ctx, *operands[:count])
 
     return lower

@@ -127,7 +127,10 @@ def _primitive(
         operands, results = (tuple(axes[one] for one in ones) for ones in (reads, gives))
         return Rule(operands, results, sizes | window_sizes(window), work)
 
-    def part(split: Split, *arrays: jax.Array, window: Window, platform: str) -> list[jax.Array]:
+    def part(window: Window, platform: str) -> Callable[..., list[jax.Array]]:
+        return plan.as_planned_now(functools.partial(evaluate_part, window, platform))
+
+    def evaluate_part(window: Window, platform: str, split: Split, *arrays: jax.Array) -> list[jax.Array]:
         upsamples = reads[0] == WINDOWS
         own, halos = part_of_window(window, split, of_output=upsamples)
         first = arrays[0].ndim - window.rank - 1

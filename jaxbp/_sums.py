@@ -13,7 +13,7 @@ its operands: a *level*, which says of both operands whether they have that axis
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -186,7 +186,12 @@ def _rule(*avals: Any, of: Sum) -> Rule | None:
     return Rule(operands, ((*names, *axes[out]),), sizes, work)
 
 
-def _part(split: Split, a: jax.Array, b: jax.Array, *, of: Sum, platform: str) -> jax.Array:
+def _part(of: Sum, platform: str) -> Callable[..., jax.Array]:
+    """How a device computes its part of the sum."""
+    return plan.as_planned_now(functools.partial(_evaluate_part, of, platform))
+
+
+def _evaluate_part(of: Sum, platform: str, split: Split, a: jax.Array, b: jax.Array) -> jax.Array:
     """A device's part of the sum, by the plan for its sizes."""
     g, (maps, _) = of.geometry, _counts(of.levels)
     window, halos = part_of_window(g.window, split, of_output=of.out == "x")

@@ -77,6 +77,17 @@ def problem_of(
     return problem(out, g, a[0], a[-1], features, np.dtype(dtype), platform, members)
 
 
+def as_planned_now(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function with the measured plans that are in use now, whenever and in whichever thread it is called."""
+    plans = _measured.in_use()
+
+    def inner(*args: Any) -> Any:
+        with _measured.using(plans):
+            return function(*args)
+
+    return inner
+
+
 def plan(p: Problem | PoolProblem) -> Plan:
     """How a problem is evaluated: as it was measured, where it was, otherwise by the table."""
     plans = _measured.in_use()

@@ -99,7 +99,7 @@ def use(plans: Plans | None) -> None:
 
 
 @contextmanager
-def using(plans: Plans | None) -> Iterator[None]:
+def using(plans: Any) -> Iterator[None]:
     """Take these plans inside the block, in this thread."""
     with _in_use(plans):
         yield

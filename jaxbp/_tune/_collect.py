@@ -11,6 +11,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 from .._conv import conv_p
 from .._conv_lax import conv_in_layout_p
 from .._geometry import PoolProblem, Problem
+from .._plan import _measured
 from .._pool_maps import MAPS
 from .._pool_maps import problem_of as map_problem_of
 from .._sums import conv_sum_p, problem_of
@@ -30,10 +31,36 @@ def sums_of(function: Callable[..., Any], args: tuple, platform: str) -> Problem
         results = function(*tree.unflatten(given.get(i, leaf) for i, leaf in enumerate(leaves)))
         return [result for result in jax.tree.leaves(results) if hasattr(result, "dtype")]
 
+    if len({device for leaf in leaves for device in _devices(leaf)}) > 1:
+        return _of_parts(of_arrays, [leaves[i] for i in at])
     found: Problems = Counter()
     for problem, times in _walk(jax.make_jaxpr(of_arrays)(*(leaves[i] for i in at)).jaxpr, platform):
         found[problem] += times
     return found
+
+
+class Asked:
+    """In place of measured plans: counts what a plan is asked for, and has none."""
+
+    def __init__(self) -> None:
+        self.problems: Problems = Counter()
+
+    def find(self, p: Problem | PoolProblem, known: Any) -> None:
+        """Nothing is known."""
+        self.problems[p] += 1
+
+
+def _of_parts(function: Callable[..., Any], arrays: Sequence[Any]) -> Problems:
+    """What each device computes of a program for several: XLA says which parts while it compiles."""
+    asked = Asked()
+    with _measured.using(asked):
+        jax.jit(function).lower(*arrays).compile()
+    return asked.problems
+
+
+def _devices(leaf: Any) -> Any:
+    """The devices on which an array lies."""
+    return getattr(getattr(leaf, "sharding", None), "device_set", ())
 
 
 def _walk(jaxpr: Any, platform: str, times: int = 1) -> Iterator[tuple[Problem | PoolProblem, int]]:

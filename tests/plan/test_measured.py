@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jaxbp
 from jaxbp import _plan, _sums
@@ -228,6 +229,20 @@ def test_gradient_maps_called_eagerly_are_compiled_again(file, lowered, tmp_path
         with jaxbp.plans(plans):
             jaxbp.conv_kernel_grad(x, delta, LAYER.shapes[1], strides=2)
     assert lowered == [str(_plan.by_table(SUMS["kernel"])), "im2col"]
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_a_block_holds_for_each_device_s_part(file, lowered, kind):
+    """XLA asks for the parts while it compiles, in a thread of its own."""
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(kind,))
+    x, kernel = (jnp.ones(shape) for shape in LAYER.shapes)
+    images = jax.device_put(jnp.concatenate([x, x]), NamedSharding(mesh, PartitionSpec("data")))
+    kernel = jax.device_put(kernel, NamedSharding(mesh, PartitionSpec()))
+    call = jax.jit(lambda x, kernel: jaxbp.conv(x, kernel, strides=2))
+    for plans in (None, file, None):
+        with jaxbp.plans(plans):
+            call(images, kernel)
+    assert lowered == [BY_TABLE, "im2col"]
 
 
 def test_a_plan_is_for_its_own_sum_alone(file):

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jaxbp
 from jaxbp import __main__ as command_line
@@ -117,6 +117,18 @@ def test_shard_map_has_local_shapes():
     spec = PartitionSpec("data")
     mapped = jax.shard_map(jaxbp.conv, mesh=mesh, in_specs=(spec, PartitionSpec()), out_specs=spec)
     assert outs(mapped, X, KERNEL) == {("z", 1): 1}
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_arrays_on_several_devices_have_local_shapes(kind):
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(kind,))
+    images = jax.device_put(jnp.ones((8, 6, 6, 3)), NamedSharding(mesh, PartitionSpec("data")))
+    kernel = jax.device_put(KERNEL, NamedSharding(mesh, PartitionSpec()))
+    pooled_loss = jax.jit(lambda kernel, x: jaxbp.max_pool(jaxbp.conv(x, kernel), (2, 2), (2, 2)).sum())
+    step = jax.grad(pooled_loss)
+    expected = {("z", 2): 1, ("max_pool", 2): 1, ("upsample_chosen", 2): 1, ("kernel", 2): 1}
+    assert outs(step, kernel, images) == expected
+    assert jax.jit(step)(kernel, images).shape == KERNEL.shape and outs(step, kernel, images) == expected
 
 
 def test_only_arrays_are_traced_and_shapes_will_do():
