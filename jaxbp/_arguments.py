@@ -2,7 +2,8 @@
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial, reduce
 from typing import Any, TypeVar, cast
 
@@ -21,21 +22,24 @@ DTYPES_OF_64_BITS = frozenset(map(np.dtype, ("float64", "int64", "uint64", "comp
 Asked = tuple[bool, ...]
 
 
-def keeping_64_bits(function: F) -> F:
-    """`function`, at full width where arrays of 64 bits come from a block that enabled them and was left.
+def full_width(values: Any) -> AbstractContextManager[Any]:
+    """A block at full width where arrays of 64 bits come from a block that enabled them and was left.
 
     lax keeps the width of such arrays, while jax.numpy cuts them to 32 bits. A rule's passes run after its op has
-    returned, so they are decorated as well as the op.
+    returned, so they have such blocks as well as the op.
     """
+    if any(isinstance(a, jax.Array) and a.dtype in DTYPES_OF_64_BITS for a in jax.tree.leaves(values)):
+        return jax.enable_x64(True)
+    return nullcontext()
+
+
+def keeping_64_bits(function: F) -> F:
+    """`function` inside of `full_width` of its arguments."""
 
     @functools.wraps(function)
     def inner(*args: Any, **keywords: Any) -> Any:
-        # An iterator could be read only once.
-        given = [value for value in (*args, *keywords.values()) if not isinstance(value, Iterator)]
-        if any(map(_has_64_bits, jax.tree.leaves(given))):
-            with jax.enable_x64(True):
-                return function(*args, **keywords)
-        return function(*args, **keywords)
+        with full_width((args, keywords)):
+            return function(*args, **keywords)
 
     return cast(F, inner)
 
@@ -86,33 +90,6 @@ def refuse_complex(op: str, argument: str, array: jax.Array) -> None:
         raise TypeError(f"{op}: {argument} has dtype {array.dtype}, but complex numbers have no order; use real ones")
 
 
-def call_rule(
-    rule: Callable[..., Any],
-    *arrays: jax.Array | None,
-    output_shape: Sequence[Any],
-    like: Sequence[tuple[jax.Array, int] | None],
-    out_sharding: Any = None,
-) -> Any:
-    """Call a custom_vjp rule so that it is right on every mesh.
-
-    Under `shard_map` the rule hides its inside, so that a replicated argument's gradient would not be summed over
-    the devices: all arrays are cast to the union of the mesh axes over which any of them varies, and the transpose
-    of that cast is the sum. Where shardings are part of the types (`AxisType.Explicit`) the compiler partitions the
-    inside, and each axis of the output is sharded as the input's axis that `like` names for it, if it divides.
-    """
-    return _call_on_mesh(rule, _put_on, vary_alike(*arrays), output_shape, like, out_sharding)
-
-
-def call_map(
-    function: Callable[..., Any],
-    *arrays: jax.Array,
-    output_shape: Sequence[Any],
-    like: Sequence[tuple[jax.Array, int] | None],
-) -> Any:
-    """Call a function that JAX itself differentiates, in both modes; sharded like a rule."""
-    return _call_on_mesh(function, _replicated, vary_alike(*arrays), output_shape, like, None)
-
-
 def whole_along(array: jax.Array, axes: Sequence[int], channels: int) -> jax.Array:
     """The array, gathered along these axes where XLA would sum wrongly over them.
 
@@ -138,12 +115,7 @@ def sum_dtype(dtype: Any) -> Any:
 
 def wider(a: Any, b: Any) -> Any:
     """The dtype with more bytes, where the two operands of a gradient differ (strict promotion has no answer)."""
-    return max(a, b, key=lambda dtype: jnp.dtype(dtype).itemsize)
-
-
-def _has_64_bits(value: Any) -> bool:
-    """Whether a value is an array of JAX's (NumPy's become arrays of 32 bits) whose numbers have 64 bits."""
-    return isinstance(value, jax.Array) and value.dtype in DTYPES_OF_64_BITS
+    return a if jnp.dtype(a).itemsize >= jnp.dtype(b).itemsize else b
 
 
 def _common_dtype(a: Any, b: Any) -> Any:
@@ -155,35 +127,6 @@ def _common_dtype(a: Any, b: Any) -> Any:
         inexact = [dtype for dtype in (a, b) if jnp.issubdtype(dtype, jnp.inexact)]
         smallest = jnp.dtype(jnp.float32 if inexact else jnp.int32)
         return reduce(wider, inexact or [a, b], smallest)
-
-
-def vary_alike(*arrays: jax.Array | None) -> tuple[Any, ...]:
-    """Cast all arrays to the union of the mesh axes over which any of them varies inside `shard_map`."""
-    varying = [frozenset() if a is None else jax.typeof(a).manual_axis_type.varying for a in arrays]
-    union = frozenset().union(*varying)
-    return tuple(
-        a if a is None or axes == union else lax.pcast(a, tuple(sorted(union - axes)), to="varying")
-        for a, axes in zip(arrays, varying, strict=True)
-    )
-
-
-def _call_on_mesh(
-    function: Callable[..., Any], put: Any, arrays: Sequence[jax.Array | None],
-    output_shape: Sequence[Any], like: Sequence[tuple[jax.Array, int] | None], out_sharding: Any,
-) -> Any:  # fmt: skip
-    """Leave the inside to the compiler on a mesh with Explicit axes, with all arrays put on it; else just call."""
-    known = [a for a in arrays if a is not None and AxisType.Explicit in jax.typeof(a).sharding.mesh.axis_types]
-    if not known:
-        return function(*arrays)
-    mesh = jax.typeof(known[0]).sharding.mesh
-    if not isinstance(out_sharding, NamedSharding):
-        # A bare PartitionSpec means the mesh of jax.set_mesh, which most programs never enter.
-        spec = _spec_like(mesh, output_shape, like) if out_sharding is None else out_sharding
-        out_sharding = NamedSharding(mesh, spec)
-    beside = lax.stop_gradient(known[0])
-    on_mesh = [None if a is None else put(mesh, beside, a) for a in arrays]
-    explicit = tuple(n for n, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Explicit)
-    return auto_axes(function, axes=explicit, out_sharding=out_sharding)(*on_mesh)
 
 
 def _spec_like(mesh: Any, shape: Sequence[int], like: Sequence[tuple[jax.Array, int] | None]) -> PartitionSpec:
@@ -236,3 +179,48 @@ def _put_on_bwd(mesh: Any, _: None, delta: jax.Array) -> tuple[None, jax.Array]:
 
 
 _put_on.defvjp(_put_on_fwd, _put_on_bwd)
+
+
+def call_rule(
+    rule: Callable[..., Any],
+    *arrays: jax.Array | None,
+    output_shape: Sequence[Any],
+    like: Sequence[tuple[jax.Array, int] | None],
+    out_sharding: Any = None,
+    put: Callable[..., jax.Array] = _put_on,
+) -> Any:
+    """Call a custom_vjp rule so that it is right on every mesh.
+
+    Under `shard_map` the rule hides its inside, so that a replicated argument's gradient would not be summed over
+    the devices: all arrays are cast to the union of the mesh axes over which any of them varies, and the transpose
+    of that cast is the sum. Where shardings are part of the types (`AxisType.Explicit`) the compiler partitions the
+    inside, with all arrays put on the mesh, and each axis of the output is sharded as the input's axis that `like`
+    names for it, if it divides.
+    """
+    arrays = vary_alike(*arrays)
+    known = [a for a in arrays if a is not None and AxisType.Explicit in jax.typeof(a).sharding.mesh.axis_types]
+    if not known:
+        return rule(*arrays)
+    mesh = jax.typeof(known[0]).sharding.mesh
+    if not isinstance(out_sharding, NamedSharding):
+        # A bare PartitionSpec means the mesh of jax.set_mesh, which most programs never enter.
+        spec = _spec_like(mesh, output_shape, like) if out_sharding is None else out_sharding
+        out_sharding = NamedSharding(mesh, spec)
+    beside = lax.stop_gradient(known[0])
+    on_mesh = [None if a is None else put(mesh, beside, a) for a in arrays]
+    explicit = tuple(n for n, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Explicit)
+    return auto_axes(rule, axes=explicit, out_sharding=out_sharding)(*on_mesh)
+
+
+# The same for a function that JAX itself differentiates, in both modes.
+call_map = partial(call_rule, put=_replicated)
+
+
+def vary_alike(*arrays: jax.Array | None) -> tuple[Any, ...]:
+    """Cast all arrays to the union of the mesh axes over which any of them varies inside `shard_map`."""
+    varying = [frozenset() if a is None else jax.typeof(a).manual_axis_type.varying for a in arrays]
+    union = frozenset().union(*varying)
+    return tuple(
+        a if a is None or axes == union else lax.pcast(a, tuple(sorted(union - axes)), to="varying")
+        for a, axes in zip(arrays, varying, strict=True)
+    )
