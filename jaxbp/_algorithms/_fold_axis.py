@@ -26,7 +26,7 @@ def inner(p: Problem) -> Problem:
     tiles = _tiles(p)
     g = p.g if tiles is None else tiles.geometry
     return p.inside(
-        geometry=g._replace(window=_without_first(g.window)),
+        geometry=g._replace(window=Window._make(per_axis[1:] for per_axis in g.window)),
         batch=(p.batch if tiles is None else tiles.images) * g.window.output_shape[0],
         channels=p.channels * p.window.window_shape[0],
     )
@@ -72,8 +72,3 @@ def _tiles(p: Problem) -> Tiles | None:
     elements = of_first * -(-math.prod(w.input_shape[1:]) // math.prod(w.output_shape[1:]))
     tiles = tile(p.g, p.batch, elements)
     return tiles if tiles.count > 1 else None
-
-
-def _without_first(w: Window) -> Window:
-    """The window without its first axis."""
-    return Window._make(per_axis[1:] for per_axis in w)

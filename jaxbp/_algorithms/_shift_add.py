@@ -110,14 +110,14 @@ def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
     def sums_of_images(x: jax.Array, delta: jax.Array) -> jax.Array:
         x, delta = _channels_by_group(x, groups), _channels_by_group(delta, groups)
         if counts == w.window_shape:
-            return _channels_in_order(_kernel_sums(x, delta, w, bands)).ravel()
+            return _kernel_sums(x, delta, w, bands)
         padded = pad_axes(x, range(1, w.rank + 1), read_padding(w), 0)
         passes = math.prod(-(-k // n) for k, n in zip(w.window_shape, counts, strict=True))
 
         def put_taps(i: jax.Array, sums: jax.Array) -> jax.Array:
             first = _first_taps(i, w.window_shape, counts)
             part, pixels = _window_part(padded, w, first, counts)
-            part_sums = _channels_in_order(_kernel_sums(materialize(pixels), delta, part, bands)).ravel()
+            part_sums = _kernel_sums(materialize(pixels), delta, part, bands)
             place = sum(tap * math.prod(w.window_shape[axis + 1 :]) for axis, tap in enumerate(first))
             return lax.dynamic_update_slice(sums, part_sums, [place * of_tap], allow_negative_indices=False)
 
@@ -204,7 +204,7 @@ def _window_part(
 
 
 def _kernel_sums(x: jax.Array, delta: jax.Array, w: Window, bands: int) -> jax.Array:
-    """(*window, c, o, groups): each tap's sum over images and bands of rows, then over all positions."""
+    """The kernel's gradient, flat: each tap's sum over images and bands of rows, then over all positions."""
     parts = delta.shape[0] * bands
 
     def by_part(a: jax.Array) -> Sequence[jax.Array]:
@@ -221,7 +221,7 @@ def _kernel_sums(x: jax.Array, delta: jax.Array, w: Window, bands: int) -> jax.A
         by_tap.append(functools.reduce(lax.add, terms))
     positions = tuple(range(1, w.rank + 1))
     sums = jnp.sum(jnp.concatenate(by_tap), axis=positions)
-    return sums.reshape(*w.window_shape, *sums.shape[1:])
+    return _channels_in_order(sums.reshape(*w.window_shape, *sums.shape[1:])).ravel()
 
 
 def _channels_by_group(x: jax.Array, groups: int) -> jax.Array:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .._geometry import ConvGeometry, dilated_size, read_padding
+from .._geometry import ConvGeometry, read_padding
 from ._memory import after
 from ._windows import pad_axes
 
@@ -147,11 +147,8 @@ def _sum(form: Callable[..., jax.Array], part: Part, count: int, like: jax.Array
 
 def _input_tiles(x: jax.Array, g: ConvGeometry, tiles: Tiles) -> Callable[..., jax.Array]:
     """The i-th tile of the padded input. Neighbouring bands overlap in the rows that both read."""
-    w = g.window
-    (low, _), *rest = read_padding(w)
-    read = (tiles.bands * tiles.rows - 1) * w.strides[0] + dilated_size(w.window_shape[0], w.dilation[0])
-    pads = [(low, read - low - x.shape[1]), *rest]
-    step, rows = tiles.rows * w.strides[0], tiles.geometry.window.input_shape[0]
+    w = g.window._replace(output_shape=(tiles.bands * tiles.rows, *g.window.output_shape[1:]))
+    pads, step, rows = read_padding(w), tiles.rows * w.strides[0], tiles.geometry.window.input_shape[0]
     return lambda i: _tile(x, i, tiles, step, rows, pads)
 
 

@@ -168,19 +168,16 @@ def _inputs(x: jax.Array, back: bool) -> jax.Array:
     first, second = lax.slice_in_dim(pairs, 0, -1, axis=1), lax.slice_in_dim(pairs, 1, None, axis=1)
     d1, d2 = (lax.expand_dims(lax.index_in_dim(a, i, 2, keepdims=False), (0,)) for a, i in ((first, 1), (second, 0)))
     middle = lax.add(lax.mul(_signs(first, 0), d1), d2)
-    return lax.concatenate([middle, _ends(lax.transpose(lax.sub(first, second), (2, 0, 1, 3)), back)], 0)
+    ends = lax.transpose(lax.sub(first, second), (2, 0, 1, 3))
+    return lax.concatenate([middle, lax.rev(ends, (0,)) if back else ends], 0)
 
 
 def _outputs(m: jax.Array, back: bool) -> jax.Array:
     """(A, 2, B) from (4, A, B): two outputs of each tile."""
     m0, m1, m23 = lax.split(m, (1, 1, OUTPUTS))
-    m0, m1, m23 = (lax.transpose(a, (1, 0, 2)) for a in (m0, m1, _ends(m23, back)))
+    m23 = lax.rev(m23, (0,)) if back else m23
+    m0, m1, m23 = (lax.transpose(a, (1, 0, 2)) for a in (m0, m1, m23))
     return lax.add(lax.mul(_signs(m, 1), lax.add(m1, m23)), m0)
-
-
-def _ends(pair: jax.Array, back: bool) -> jax.Array:
-    """m2 and m3 in the order of their weights."""
-    return lax.rev(pair, (0,)) if back else pair
 
 
 def _outputs_back(pairs: jax.Array) -> jax.Array:
