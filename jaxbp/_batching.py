@@ -21,7 +21,7 @@ from jax.experimental import jet
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from ._arguments import full_width
+from ._arguments import full_width, keeping_64_bits
 from ._forward_mode import custom_vjp
 
 Levels = tuple[tuple[bool, ...], ...]
@@ -40,9 +40,9 @@ def op_primitive(
     """
     primitive = Primitive(name)
 
+    @keeping_64_bits
     def evaluate(*arrays: jax.Array, static: Any, batch: Any, levels: Levels, both_modes: bool = False) -> jax.Array:
-        with full_width(arrays):
-            return mapped_over(functools.partial(op, static), levels)(*arrays)
+        return mapped_over(functools.partial(op, static), levels)(*arrays)
 
     @functools.lru_cache(maxsize=4096)
     def compiled(**parameters: Any) -> Callable[..., jax.Array]:
@@ -53,17 +53,17 @@ def op_primitive(
     ) -> Any:
         asked = tuple(type(tangent) is not ad.Zero for tangent in tangents)
 
-        def gradients(kept: Any, delta: jax.Array) -> tuple[jax.Array, ...]:
-            with full_width((kept, delta)):
-                return tuple(compress(backward(static, asked, kept, delta), asked))
-
         def rule(*arrays: jax.Array) -> jax.Array:
             """A `custom_vjp` of the arrays that are differentiated; the others, constants, keep nothing."""
             call = custom_vjp(lambda *some: op(static, *_replaced(arrays, asked, some)))
-            call.defvjp(lambda *some: forward(static, asked, *_replaced(arrays, asked, some)), gradients)
+            call.defvjp(
+                lambda *some: forward(static, asked, *_replaced(arrays, asked, some)),
+                lambda kept, delta: tuple(compress(backward(static, asked, kept, delta), asked)),
+            )
             return (call.inside if both_modes else call.outside)(*compress(arrays, asked))
 
         mapped = mapped_over(rule, levels)
+        # Constants count, too, which are no arguments of the rule's passes.
         with full_width(primals):
             return jax.jvp(
                 lambda *some: mapped(*_replaced(primals, asked, some)),
