@@ -54,7 +54,7 @@ def run(a: jax.Array, b: jax.Array, p: Problem) -> jax.Array:
     if p.columns <= (TERMS_AT_ONCE if p.groups < MANY_GROUPS else TERMS_OF_MANY_GROUPS):
         pixels, weights = (_channels_by_group(operand, p.groups) for operand in (a, kernel))
         return _channels_in_order(materialize(_sum_of_terms(pixels, weights, p.window)))
-    # Every pass over some of the terms reads and writes the sum so far, which has to stay in the cache.
+    # A large window takes some rows at a time. Every pass reads and writes the sum so far: it has to stay in the cache.
     form = functools.partial(_sum_by_rows, kernel, g=p.g)
     return some_images(form, [a], images_at_once(p.batch, 2 * p.outputs * p.features))
 
