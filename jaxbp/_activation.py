@@ -34,7 +34,7 @@ def _relu_bwd(a: jax.Array, delta: jax.Array) -> tuple[jax.Array]:
     return (jnp.where(a > 0, delta, jnp.zeros((), delta.dtype)),)
 
 
-_relu.defvjp(keeping_64_bits(_relu_fwd), keeping_64_bits(_relu_bwd))
+_relu.defvjp(_relu_fwd, _relu_bwd)
 
 
 @custom_vjp
@@ -54,7 +54,7 @@ def _sigmoid_bwd(a: jax.Array, delta: jax.Array) -> tuple[jax.Array]:
     return (delta * a * (1 - a),)
 
 
-_sigmoid.defvjp(keeping_64_bits(_sigmoid_fwd), keeping_64_bits(_sigmoid_bwd))
+_sigmoid.defvjp(_sigmoid_fwd, _sigmoid_bwd)
 
 
 @custom_vjp
@@ -74,7 +74,7 @@ def _tanh_bwd(a: jax.Array, delta: jax.Array) -> tuple[jax.Array]:
     return (delta * (1 - a) * (1 + a),)
 
 
-_tanh.defvjp(keeping_64_bits(_tanh_fwd), keeping_64_bits(_tanh_bwd))
+_tanh.defvjp(_tanh_fwd, _tanh_bwd)
 
 
 @keeping_64_bits

@@ -16,9 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ._arguments import as_array, call_rule, keeping_64_bits, refuse_complex, require_inexact, sum_dtype
+from ._arguments import as_array, keeping_64_bits, refuse_complex, require_inexact, sum_dtype
 from ._forward_mode import custom_vjp
 from ._geometry import is_static
+from ._mesh import call_rule
 
 # More places in a window than this are looped over.
 TAPS_AT_ONCE = 16
@@ -62,7 +63,7 @@ def _mean_tangent(d: Division, _: None, x: jax.Array) -> jax.Array:
     return _mean_op(d, x)
 
 
-_mean.defvjp(keeping_64_bits(_mean_fwd), keeping_64_bits(_mean_bwd), keeping_64_bits(_mean_tangent), linear=True)
+_mean.defvjp(_mean_fwd, _mean_bwd, _mean_tangent, linear=True)
 
 
 @partial(custom_vjp, nondiff_argnums=(0,))
@@ -86,7 +87,7 @@ def _max_tangent(d: Division, winners: jax.Array, dx: jax.Array) -> jax.Array:
     return jnp.take_along_axis(dx, winners, d.axis)
 
 
-_max.defvjp(keeping_64_bits(_max_fwd), keeping_64_bits(_max_bwd), keeping_64_bits(_max_tangent))
+_max.defvjp(_max_fwd, _max_bwd, _max_tangent)
 
 
 # ------------------------------------------------------------------------------------------- the public ops

@@ -19,10 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import _pool_maps as pools
-from ._arguments import as_array, call_map, keeping_64_bits, refuse_complex, require_inexact, sum_dtype
+from ._arguments import as_array, keeping_64_bits, refuse_complex, require_inexact, sum_dtype
 from ._forward_mode import custom_vjp
 from ._geometry import Pairs, Window, make_window
 from ._max_pool import max_pool
+from ._mesh import call_map
 from ._pool import call_pool, pool_window, require_pooled_shape
 
 # --------------------------------------------------------------------------------------------- the rules
@@ -65,9 +66,7 @@ def _average_tangent(g: Average, _: None, x: jax.Array) -> jax.Array:
     return _average_op(g, x)
 
 
-_average.defvjp(
-    keeping_64_bits(_average_fwd), keeping_64_bits(_average_bwd), keeping_64_bits(_average_tangent), linear=True
-)
+_average.defvjp(_average_fwd, _average_bwd, _average_tangent, linear=True)
 
 
 @partial(custom_vjp, nondiff_argnums=(0, 1))
@@ -96,7 +95,7 @@ def _norm_bwd(w: Window, p: float, kept: tuple[jax.Array, jax.Array], delta: jax
     return (dx.astype(delta.dtype),)
 
 
-_norm.defvjp(keeping_64_bits(_norm_fwd), keeping_64_bits(_norm_bwd))
+_norm.defvjp(_norm_fwd, _norm_bwd)
 
 
 # ------------------------------------------------------------------------------------- the gradient maps

@@ -11,7 +11,8 @@ else. Its derivative is that of the `custom_vjp`, told trace by trace which argu
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import compress
 from typing import Any
 
 import jax
@@ -20,7 +21,7 @@ from jax.experimental import jet
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from ._arguments import keeping_64_bits
+from ._arguments import full_width, keeping_64_bits
 from ._forward_mode import custom_vjp
 
 Levels = tuple[tuple[bool, ...], ...]
@@ -38,23 +39,8 @@ def op_primitive(
     `forward_mode`, where the op has forward mode and, if it is linear, a transpose.
     """
     primitive = Primitive(name)
-    op, forward, backward = (keeping_64_bits(function) for function in (op, forward, backward))
 
-    def with_rule(static: Any, asked: tuple[bool, ...], both_modes: bool, *arrays: jax.Array) -> jax.Array:
-        """The op as a `custom_vjp` of the arrays that are differentiated; the others, constants, keep nothing."""
-        where = [i for i, one in enumerate(asked) if one]
-
-        def all_of(some: Sequence[jax.Array]) -> list[jax.Array]:
-            return _replaced(arrays, where, some)
-
-        def gradients(kept: Any, delta: jax.Array) -> tuple[jax.Array, ...]:
-            of_all = backward(static, asked, kept, delta)
-            return tuple(of_all[i] for i in where)
-
-        call = custom_vjp(lambda *some: op(static, *all_of(some)))
-        call.defvjp(lambda *some: forward(static, asked, *all_of(some)), gradients)
-        return (call.inside if both_modes else call.outside)(*(arrays[i] for i in where))
-
+    @keeping_64_bits
     def evaluate(*arrays: jax.Array, static: Any, batch: Any, levels: Levels, both_modes: bool = False) -> jax.Array:
         return mapped_over(functools.partial(op, static), levels)(*arrays)
 
@@ -66,13 +52,24 @@ def op_primitive(
         primals: Sequence[Any], tangents: Sequence[Any], *, static: Any, batch: Any, levels: Levels, both_modes=False
     ) -> Any:
         asked = tuple(type(tangent) is not ad.Zero for tangent in tangents)
-        where = [i for i, one in enumerate(asked) if one]
 
-        def function(*some: jax.Array) -> jax.Array:
-            call = mapped_over(functools.partial(with_rule, static, asked, both_modes), levels)
-            return call(*_replaced(primals, where, some))
+        def rule(*arrays: jax.Array) -> jax.Array:
+            """A `custom_vjp` of the arrays that are differentiated; the others, constants, keep nothing."""
+            call = custom_vjp(lambda *some: op(static, *_replaced(arrays, asked, some)))
+            call.defvjp(
+                lambda *some: forward(static, asked, *_replaced(arrays, asked, some)),
+                lambda kept, delta: tuple(compress(backward(static, asked, kept, delta), asked)),
+            )
+            return (call.inside if both_modes else call.outside)(*compress(arrays, asked))
 
-        return jax.jvp(function, tuple(primals[i] for i in where), tuple(tangents[i] for i in where))
+        mapped = mapped_over(rule, levels)
+        # Constants count, too, which are no arguments of the rule's passes.
+        with full_width(primals):
+            return jax.jvp(
+                lambda *some: mapped(*_replaced(primals, asked, some)),
+                tuple(compress(primals, asked)),
+                tuple(compress(tangents, asked)),
+            )
 
     def transposed(delta: Any, *arrays: Any, both_modes: bool = False, **parameters: Any) -> list[Any]:
         """As the plain op is transposed, whose sums have transposes of their own."""
@@ -80,15 +77,14 @@ def op_primitive(
             raise NotImplementedError(
                 f"{name}: jax.linear_transpose needs forward mode; trace it inside of `with jaxbp.forward_mode():`"
             )
-        where = [i for i, a in enumerate(arrays) if ad.is_undefined_primal(a)]
-        gradients: list[Any] = [ad.Zero(a.aval) if i in where else None for i, a in enumerate(arrays)]
+        unknown = [ad.is_undefined_primal(a) for a in arrays]
+        avals = [a.aval for a in compress(arrays, unknown)]
         if type(delta) is ad.Zero:
-            return gradients
-
-        def function(*some: jax.Array) -> jax.Array:
-            return evaluate(*_replaced(arrays, where, some), **parameters)
-
-        return _replaced(gradients, where, jax.linear_transpose(function, *(arrays[i].aval for i in where))(delta))
+            return _replaced([None] * len(arrays), unknown, map(ad.Zero, avals))
+        transpose = jax.linear_transpose(
+            lambda *some: evaluate(*_replaced(arrays, unknown, some), **parameters), *avals
+        )
+        return _replaced([None] * len(arrays), unknown, transpose(delta))
 
     def series(primals: Sequence[Any], series: Sequence[Any], **parameters: Any) -> Any:
         """The Taylor coefficients of the plain op."""
@@ -138,10 +134,10 @@ def _in_a_loop(function: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Ar
     return jax.lax.map(lambda some: function(*some), arrays)
 
 
-def _replaced(arrays: Sequence[Any], where: Sequence[int], some: Sequence[Any]) -> list[Any]:
-    """The arrays, with others at some places."""
-    given = dict(zip(where, some, strict=True))
-    return [given.get(i, a) for i, a in enumerate(arrays)]
+def _replaced(arrays: Sequence[Any], chosen: Sequence[bool], some: Iterable[Any]) -> list[Any]:
+    """The arrays, with others in place of those that are chosen."""
+    others = iter(some)
+    return [next(others) if one else a for a, one in zip(arrays, chosen, strict=True)]
 
 
 def _join(a: jax.Array, axis: int) -> tuple[jax.Array, tuple[int, ...]]:

@@ -25,11 +25,12 @@ from jax import lax
 from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal, Var
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from ._arguments import as_array, keeping_64_bits, vary_alike
+from ._arguments import as_array, keeping_64_bits
 from ._conv import conv_p
 from ._conv_lax import Layout, conv_in_layout_p
 from ._dense import dense_p
 from ._geometry import ConvGeometry
+from ._mesh import vary_alike
 from ._norms import count_norms, dense_geometry, norm_dtype
 
 LAYERS = (conv_p, conv_in_layout_p, dense_p)

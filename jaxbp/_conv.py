@@ -47,16 +47,7 @@ from . import _sums as sums
 from ._algorithms import _direct
 from ._algorithms._direct import at_least_one_pixel, slide, swap_channels
 from ._algorithms._windows import of_shape
-from ._arguments import (
-    Asked,
-    as_array,
-    call_map,
-    call_rule,
-    keeping_64_bits,
-    require_same_dtype,
-    sum_dtype,
-    whole_along,
-)
+from ._arguments import Asked, as_array, keeping_64_bits, require_same_dtype, sum_dtype
 from ._batching import op_primitive
 from ._forward_mode import mode
 from ._geometry import (
@@ -70,6 +61,7 @@ from ._geometry import (
     full_padding,
     per_axis,
 )
+from ._mesh import call_map, call_rule, whole_along
 from ._norms import with_norms
 
 # -------------------------------------------------------------------------------- the three sums by definition

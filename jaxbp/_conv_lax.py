@@ -18,7 +18,7 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from . import _sums as sums
-from ._arguments import Asked, as_array, call_rule, keeping_64_bits, require_same_dtype, whole_along
+from ._arguments import Asked, as_array, keeping_64_bits, require_same_dtype
 from ._batching import op_primitive
 from ._conv import conv_backward, conv_geometry
 from ._forward_mode import mode
@@ -31,6 +31,7 @@ from ._geometry import (
     per_axis,
     transposed_padding,
 )
+from ._mesh import call_rule, whole_along
 from ._norms import with_norms
 
 

@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ._arguments import Asked, as_array, call_rule, keeping_64_bits, require_same_dtype, sum_dtype
+from ._arguments import Asked, as_array, keeping_64_bits, require_same_dtype, sum_dtype
 from ._batching import op_primitive
 from ._forward_mode import mode
+from ._mesh import call_rule
 from ._norms import dense_geometry, with_norms
 
 

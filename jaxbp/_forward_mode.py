@@ -18,6 +18,8 @@ from jax.experimental import jet
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
+from ._arguments import keeping_64_bits
+
 # --------------------------------------------------------------------------------------------- the block
 
 _made: list[Any] = []
@@ -104,7 +106,7 @@ def _block(enabled: bool) -> Iterator[None]:
 
 
 class custom_vjp:
-    """`jax.custom_vjp`, which inside of a block of `forward_mode` has both modes.
+    """`jax.custom_vjp`, which inside of a block of `forward_mode` has both modes. Its passes run at full width.
 
     The arguments that `nondiff_argnums` counts come first, and are no arrays.
     """
@@ -126,8 +128,9 @@ class custom_vjp:
         `pushforward(*static, kept, *tangents)`: the transpose of `backward`; None: as JAX transposes it. `linear`: the
         pushforward is the op itself.
         """
-        self._forward, self._backward, self._pushforward, self._linear = forward, backward, pushforward, linear
-        self.outside.defvjp(forward, backward)
+        self._forward, self._backward = keeping_64_bits(forward), keeping_64_bits(backward)
+        self._pushforward, self._linear = None if pushforward is None else keeping_64_bits(pushforward), linear
+        self.outside.defvjp(self._forward, self._backward)
 
     def __call__(self, *args: Any) -> Any:
         return (self.inside if is_on() else self.outside)(*args)

@@ -52,9 +52,11 @@ class Window(NamedTuple):
         """How many pixels one window has."""
         return math.prod(self.window_shape)
 
-    def unpadded(self, input_shape: Ints, **facts: Ints) -> "Window":
-        """The window over an input that holds its padding already; other facts as given."""
-        return self._replace(input_shape=input_shape, padding=((0, 0),) * self.rank, **facts)
+    def unpadded(self, **facts: Ints) -> "Window":
+        """The window, with other facts as given, over an input of what it reads, which holds its padding already."""
+        w = self._replace(padding=((0, 0),) * self.rank, **facts)
+        axes = zip(w.output_shape, w.strides, w.window_shape, w.dilation, strict=True)
+        return w._replace(input_shape=tuple((out - 1) * s + dilated_size(k, d) for out, s, k, d in axes))
 
 
 class ConvGeometry(NamedTuple):
@@ -97,7 +99,7 @@ class Problem(NamedTuple):
 
     def inside(self, **changes: Any) -> "Problem":
         """The sum that an algorithm leaves to another one: what changes, and the rest as it is."""
-        given = {name: getattr(self, name) for name in self._fields[:8]}
+        given = dict(zip(self._fields[:8], self, strict=False))
         return problem(**{**given, "out": "kernel" if self.out == "kernel" else "z", "geometry": self.g, **changes})
 
 
@@ -179,14 +181,6 @@ def dilated_size(size: int, dilation: int) -> int:
     return size if dilation == 1 else max_dim((size - 1) * dilation + 1, 0)
 
 
-def padded_shape(window: Window) -> Ints:
-    """The sizes of the dilated and padded input, over which the window slides."""
-    return tuple(
-        low + dilated_size(size, dilation) + high
-        for size, dilation, (low, high) in zip(window.input_shape, window.input_dilation, window.padding, strict=True)
-    )
-
-
 def per_axis(op: str, argument: str, value: Any, rank: int, minimum: int = 1) -> Ints:
     """`value` as one integer per spatial axis: a single integer counts for all, None means 1."""
     if value is None:
@@ -200,7 +194,7 @@ def per_axis(op: str, argument: str, value: Any, rank: int, minimum: int = 1) ->
             f"{op}: {argument}={values} has {len(values)} entries, but there are {rank} spatial axes; "
             f"give {rank} integers, one for each"
         )
-    if any(v < minimum for v in values):
+    if min(values, default=minimum) < minimum:
         raise ValueError(f"{op}: {argument}={values} must be at least {minimum} along every axis")
     return values
 
@@ -284,8 +278,7 @@ def make_window(
                 f"{input_dilation}; write the pairs: padding={pairs} is {word!r} for the dilated input of "
                 f"spatial shape {dilated}"
             )
-    window = Window(sizes, window_shape, strides, pairs, dilation, input_dilation, ())
-    padded = padded_shape(window)
+    padded = [low + size + high for size, (low, high) in zip(dilated, pairs, strict=True)]
     for axis, (pixels, span) in enumerate(zip(padded, spans, strict=True)):
         if is_static([pixels, span]) and max(pixels, span) > MOST_PIXELS:
             raise ValueError(
@@ -299,7 +292,11 @@ def make_window(
                 f"{op}: padding={pairs} takes away more pixels than the {size} that spatial axis {axis} of the "
                 f"{'dilated ' if input_dilation[axis] > 1 else ''}input has; what is left must be at least 0"
             )
-        count = _places(pixels, span, strides[axis], pairs[axis][0] + size if ceil_mode else None)
+        count = max_dim((pixels - span) // strides[axis] + 1, 0)
+        if ceil_mode:
+            # One more may hang over the end, if it starts in front of what is padded there.
+            end = pairs[axis][0] + size
+            count = max_dim(count, min_dim(-(-(pixels - span) // strides[axis]) + 1, -(-end // strides[axis])))
         if is_static([count, size]) and count == 0 < size and not allow_empty:
             raise ValueError(
                 f"{op}: along spatial axis {axis} the window spans {span} pixels ({window_name} "
@@ -307,7 +304,7 @@ def make_window(
                 f"({size} and padding {pairs[axis]}); use a smaller window or more padding"
             )
         places.append(count)
-    window = window._replace(output_shape=tuple(places))
+    window = Window(sizes, window_shape, strides, pairs, dilation, input_dilation, tuple(places))
     if ceil_mode:
         if any(high < 0 for _, high in pairs):
             raise ValueError(
@@ -445,9 +442,8 @@ def transposed(window: Window) -> Window:
 
 def non_overlapping(window: Window) -> bool:
     """Whether every pixel lies in one window at most, and windows are patches or single pixels."""
-    if any(d > 1 for d in window.input_dilation):
-        return False
-    return window.taps == 1 or (window.window_shape == window.strides and set(window.dilation) <= {1})
+    apart = window.taps == 1 or (window.window_shape == window.strides and set(window.dilation) <= {1})
+    return apart and set(window.input_dilation) <= {1}
 
 
 def as_patches(window: Window) -> Window:
@@ -470,14 +466,6 @@ def outputs_inside(window: Window) -> tuple[Pairs, ...]:
             pairs.append((first, max(first, end)))
         axes.append(tuple(pairs))
     return tuple(axes)
-
-
-def _places(pixels: int, span: int, stride: int, ceil_end: int | None) -> int:
-    """How many windows fit; with `ceil_end` one more may hang over the end if it starts before `ceil_end`."""
-    whole = max_dim((pixels - span) // stride + 1, 0)
-    if ceil_end is None:
-        return whole
-    return max_dim(whole, min_dim(-(-(pixels - span) // stride) + 1, -(-ceil_end // stride)))
 
 
 def _pair(entry: Any) -> tuple[int, int]:

@@ -14,17 +14,9 @@ An integer label is the distribution that has a single 1; then `dJ/dz = p - t`.
 import jax
 import jax.numpy as jnp
 
-from ._arguments import (
-    as_array,
-    call_rule,
-    keeping_64_bits,
-    refuse_complex,
-    require_inexact,
-    require_same_dtype,
-    sum_dtype,
-    wider,
-)
+from ._arguments import as_array, keeping_64_bits, refuse_complex, require_inexact, require_same_dtype, sum_dtype, wider
 from ._forward_mode import custom_vjp
+from ._mesh import call_rule
 
 
 @custom_vjp
@@ -56,7 +48,7 @@ def _cross_entropy_bwd(kept: tuple[jax.Array, jax.Array], delta: jax.Array) -> t
     return (delta * dlogits).astype(logits.dtype), (delta * finite).astype(targets.dtype)
 
 
-_cross_entropy.defvjp(keeping_64_bits(_cross_entropy_fwd), keeping_64_bits(_cross_entropy_bwd))
+_cross_entropy.defvjp(_cross_entropy_fwd, _cross_entropy_bwd)
 
 
 @custom_vjp
@@ -86,7 +78,7 @@ def _label_cross_entropy_bwd(kept: tuple[jax.Array, jax.Array], delta: jax.Array
     return (_wide(delta)[..., None] * dlogits).astype(logits.dtype), None
 
 
-_label_cross_entropy.defvjp(keeping_64_bits(_label_cross_entropy_fwd), keeping_64_bits(_label_cross_entropy_bwd))
+_label_cross_entropy.defvjp(_label_cross_entropy_fwd, _label_cross_entropy_bwd)
 
 
 @keeping_64_bits

@@ -20,9 +20,10 @@ import jax
 import jax.numpy as jnp
 
 from . import _pool_maps as pools
-from ._arguments import as_array, call_map, call_rule, keeping_64_bits, refuse_complex
+from ._arguments import as_array, keeping_64_bits, refuse_complex
 from ._forward_mode import custom_vjp
 from ._geometry import Window, canonical_padding, dilated_size, per_axis
+from ._mesh import call_map, call_rule
 from ._pool import call_pool, pool_window, require_pooled_shape, require_winners, window_sizes
 
 # --------------------------------------------------------------------------------------------- the rule
@@ -46,7 +47,7 @@ def _max_bwd(w: Window, winners: jax.Array, cotangents: tuple[jax.Array, Any]) -
     return (pools.upsample_winners(delta, winners, w, chosen=True),)
 
 
-_max.defvjp(keeping_64_bits(_max_fwd), keeping_64_bits(_max_bwd))
+_max.defvjp(_max_fwd, _max_bwd)
 
 
 @partial(custom_vjp, nondiff_argnums=(0,))
@@ -73,9 +74,7 @@ def _unpool_tangent(w: Window, winners: jax.Array, values: jax.Array) -> jax.Arr
     return pools.unpool_winners(values, winners, w)
 
 
-_unpool.defvjp(
-    keeping_64_bits(_unpool_fwd), keeping_64_bits(_unpool_bwd), keeping_64_bits(_unpool_tangent), linear=True
-)
+_unpool.defvjp(_unpool_fwd, _unpool_bwd, _unpool_tangent, linear=True)
 
 
 # ------------------------------------------------------------------------------------- the gradient maps

@@ -33,10 +33,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from . import _sums as sums
 from ._algorithms._windows import MAX_TAPS, tap_views
-from ._arguments import Asked, as_array, call_rule, keeping_64_bits, sum_dtype, wider
+from ._arguments import Asked, as_array, keeping_64_bits, sum_dtype, wider
 from ._batching import op_primitive
 from ._forward_mode import refuse
 from ._geometry import ConvGeometry, Window, dilated_size, is_static
+from ._mesh import call_rule
 
 # Kernels' gradients or Gram matrices that are held at once; beyond, examples come one after the other.
 MOST_BYTES = 32 * 2**20

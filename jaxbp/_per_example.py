@@ -7,9 +7,10 @@ from typing import Any
 import jax
 
 from . import _sums as sums
-from ._arguments import as_array, call_map, keeping_64_bits, require_same_dtype
+from ._arguments import as_array, keeping_64_bits, require_same_dtype
 from ._conv import conv_geometry, output_shape, require_shape, whole
 from ._geometry import CONV_WORDS, ConvGeometry, as_shape, conv_window
+from ._mesh import call_map
 from ._norms import kernel_sqnorms
 
 

@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 
 from . import _pool_maps as pools
-from ._arguments import as_array, call_map, call_rule, keeping_64_bits, require_inexact
+from ._arguments import as_array, keeping_64_bits, require_inexact
 from ._geometry import Window, as_shape, make_window
+from ._mesh import call_map, call_rule
 
 
 @keeping_64_bits

@@ -18,10 +18,11 @@ from jax import lax
 from . import _conv
 from . import _conv_lax as in_lax
 from . import _sums as sums
-from ._arguments import as_array, call_map, call_rule, keeping_64_bits, refuse_complex, wider
+from ._arguments import as_array, keeping_64_bits, refuse_complex, wider
 from ._conv import conv_input_grad, conv_kernel_grad, one_batch_axis, sum_to_channels
 from ._forward_mode import refuse
 from ._geometry import ConvGeometry
+from ._mesh import call_map, call_rule
 
 Rule = Callable[..., Any]
 

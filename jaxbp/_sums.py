@@ -24,7 +24,7 @@ from jax.interpreters import ad, batching, mlir
 from jax.sharding import NamedSharding, PartitionSpec
 
 from . import _plan as plan
-from ._arguments import keeping_64_bits, wider
+from ._arguments import full_width, wider
 from ._batching import Levels, mapped_over
 from ._geometry import ConvGeometry, Problem, is_static
 from ._partition import Rule, Split, joined, on_devices, part_of_window, window_factors, window_sizes, with_halos
@@ -63,29 +63,28 @@ def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
 conv_sum_p = Primitive("conv_sum")
 
 
-@keeping_64_bits
 def _evaluate(a: jax.Array, b: jax.Array, *first: jax.Array, of: Sum, platform: str = "") -> jax.Array:
     """The sum by an algorithm of `_plan`, mapped over its levels."""
-    aval = _abstract(jax.typeof(a), jax.typeof(b), of=of)
-    if is_static(aval.shape) and 0 in (*a.shape, *b.shape, *aval.shape):
-        return jnp.zeros(aval.shape, aval.dtype)
-    if first and platform == "cpu" and jnp.issubdtype(b.dtype, jnp.floating):
-        # Either operand will do; the smaller one costs less.
-        a_is_smaller = math.prod(a.shape) < math.prod(b.shape) if is_static((*a.shape, *b.shape)) else False
-        a, b = (plan.after(a, *first), b) if a_is_smaller else (a, plan.after(b, *first))
-    chosen = plan.plan(problem_of(a, b, of, platform))
-    run = functools.partial(plan.evaluate, chosen, dtype=aval.dtype)
-    return mapped_over(run, of.levels, one_by_one=chosen.algorithm == plan.ONE_BY_ONE)(a, b)
+    with full_width((a, b)):
+        aval = _abstract(jax.typeof(a), jax.typeof(b), of=of)
+        if is_static(aval.shape) and 0 in (*a.shape, *b.shape, *aval.shape):
+            return jnp.zeros(aval.shape, aval.dtype)
+        if first and platform == "cpu" and jnp.issubdtype(b.dtype, jnp.floating):
+            # Either operand will do; the smaller one costs less.
+            a_is_smaller = math.prod(a.shape) < math.prod(b.shape) if is_static((*a.shape, *b.shape)) else False
+            a, b = (plan.after(a, *first), b) if a_is_smaller else (a, plan.after(b, *first))
+        chosen = plan.plan(problem_of(a, b, of, platform))
+        run = functools.partial(plan.evaluate, chosen, dtype=aval.dtype)
+        return mapped_over(run, of.levels, one_by_one=chosen.algorithm == plan.ONE_BY_ONE)(a, b)
 
 
 def problem_of(a: Any, b: Any, of: Sum, platform: str) -> Problem:
     """What there is to choose an algorithm for, given the sum's operands or their shapes and dtypes."""
-    a_maps, b_maps = _counts(of.levels)
-    members = math.prod(a.shape[at] for at, other in _places(of.levels) if at is not None and other is not None)
+    sizes, a_shape, b_shape = _members(a, b, of.levels)
+    members = math.prod(size for size, level in zip(sizes, of.levels, strict=True) if all(level))
     # Of a symbolic number there may be several.
     members = members if is_static([members]) else 2
-    shapes = a.shape[a_maps:], b.shape[b_maps:]
-    return plan.problem_of(of.out, of.geometry, *shapes, wider(a.dtype, b.dtype), platform, members)
+    return plan.problem_of(of.out, of.geometry, a_shape, b_shape, wider(a.dtype, b.dtype), platform, members)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -101,10 +100,8 @@ def _impl(a: jax.Array, b: jax.Array, *first: jax.Array, of: Sum) -> jax.Array:
 
 def _abstract(a: Any, b: Any, *first: Any, of: Sum) -> Any:
     """Shape and dtype of the sum, by arithmetic; it varies over the mesh axes over which its operands do."""
-    g, (a_maps, b_maps) = of.geometry, _counts(of.levels)
+    g, (sizes, a_shape, b_shape) = of.geometry, _members(a, b, of.levels)
     w, groups, rank = g.window, g.feature_group_count, g.window.rank
-    sizes = [next(o.shape[n] for o, n in zip((a, b), at, strict=True) if n is not None) for at in _places(of.levels)]
-    a_shape, b_shape = a.shape[a_maps:], b.shape[b_maps:]
     match of.out:
         case "z":
             shape, dtype = (a_shape[0], *w.output_shape, b_shape[-1]), g.preferred_element_type or a.dtype
@@ -153,7 +150,7 @@ def _batched(operands: Sequence[Any], axes: Sequence[int | None], *, of: Sum) ->
     if axes[0] is axes[1] is None:
         return conv_sum_p.bind(a, b, *first, of=of), None
     if axes[1] is None and of.out != "kernel":
-        maps, _ = _counts(of.levels)
+        maps = sum(mapped for mapped, _ in of.levels)
         examples, before, batch = a.shape[0], a.shape[1 : 1 + maps], a.shape[1 + maps]
         a = jnp.moveaxis(a, 0, maps).reshape(*before, math.prod((examples, batch)), *a.shape[2 + maps :])
         y, at = conv_sum_p.bind(a, b, *first, of=of), len(of.levels)
@@ -164,10 +161,11 @@ def _batched(operands: Sequence[Any], axes: Sequence[int | None], *, of: Sum) ->
 
 def _rule(*avals: Any, of: Sum) -> Rule | None:
     """The sum's factors: levels l, batch n, spatial axes s, taps t, groups g, a group's channels i and features o."""
-    (a, b), (out, g, levels) = avals[:2], of
+    (a, b, *_), (out, g, levels) = avals, of
     if g.precision is not None:
         return None  # whoever asks for a precision asks for what lax does
-    groups, maps = g.feature_group_count, _counts(levels)
+    groups = g.feature_group_count
+    level_sizes, (batch, *_), _ = _members(a, b, levels)
     channels, features = a.shape[-1] // groups if out == "kernel" else b.shape[-2], b.shape[-1] // groups
     inputs, outputs = window_factors(g.window)
     axes = {
@@ -178,9 +176,8 @@ def _rule(*avals: Any, of: Sum) -> Rule | None:
     names = [(f"l{place}",) for place in range(len(levels))]
     mapped = [tuple(name for name, level in zip(names, levels, strict=True) if level[i]) for i in (0, 1)]
     operands = tuple((*mapped[i], *axes[name]) for i, name in enumerate(OPERANDS[out]))
-    sizes = {"n": a.shape[maps[0]], "g": groups, "i": channels, "o": features, **window_sizes(g.window)}
-    for (name,), places in zip(names, _places(levels), strict=True):
-        sizes[name] = next(o.shape[at] for o, at in zip((a, b), places, strict=True) if at is not None)
+    sizes = {"n": batch, "g": groups, "i": channels, "o": features, **window_sizes(g.window)}
+    sizes |= {name: size for (name,), size in zip(names, level_sizes, strict=True)}
     positions = math.prod(g.window.output_shape) * g.window.taps
     work = math.prod(sizes[name] for name in ("n", "g", "i", "o", *(name for (name,) in names))) * positions
     return Rule(operands, ((*names, *axes[out]),), sizes, work)
@@ -193,9 +190,9 @@ def _part(of: Sum, platform: str) -> Callable[..., jax.Array]:
 
 def _evaluate_part(of: Sum, platform: str, split: Split, a: jax.Array, b: jax.Array) -> jax.Array:
     """A device's part of the sum, by the plan for its sizes."""
-    g, (maps, _) = of.geometry, _counts(of.levels)
+    g = of.geometry
     window, halos = part_of_window(g.window, split, of_output=of.out == "x")
-    a = with_halos(a, maps + 1, halos, split)
+    a = with_halos(a, a.ndim - window.rank - 1, halos, split)
     g = g._replace(window=window, feature_group_count=g.feature_group_count // split.count("g"))
     return _evaluate(a, b, of=of._replace(geometry=g), platform=platform)
 
@@ -211,18 +208,13 @@ def _series(primals: Sequence[Any], series: Sequence[Any], *, of: Sum) -> tuple[
     return coefficient(0), [coefficient(n) for n in range(1, len(a))]
 
 
-def _counts(levels: Levels) -> tuple[int, int]:
-    """How many mapped axes each operand has."""
-    return sum(level[0] for level in levels), sum(level[1] for level in levels)
-
-
-def _places(levels: Levels) -> list[tuple[int | None, int | None]]:
-    """For each level the axis of each operand that it maps."""
-    places, seen = [], [0, 0]
-    for level in levels:
-        places.append(tuple(seen[i] if mapped else None for i, mapped in enumerate(level)))
-        seen = [count + mapped for count, mapped in zip(seen, level, strict=True)]
-    return places
+def _members(a: Any, b: Any, levels: Levels) -> tuple[list[int], list[int], list[int]]:
+    """The size of each level, and the shapes of one member's operands."""
+    sizes, a_shape, b_shape = [], list(a.shape), list(b.shape)
+    for of_a, of_b in levels:
+        size_a, size_b = a_shape.pop(0) if of_a else None, b_shape.pop(0) if of_b else None
+        sizes.append(size_b if size_a is None else size_a)
+    return sizes, a_shape, b_shape
 
 
 conv_sum_p.def_impl(_impl)

@@ -16,7 +16,7 @@ import jaxlib
 from jax import lax
 from jax.core import max_dim
 
-from .._geometry import ConvGeometry, Ints, Pairs, Problem, dilated_size, is_static
+from .._geometry import ConvGeometry, Ints, Pairs, Problem, dilated_size, is_static, read_padding
 from ._tiles import some_tiles
 
 # The compiler that does not gather windows without padding.
@@ -79,11 +79,9 @@ def pad_row(correlate: Callable[..., jax.Array], x: jax.Array, p: Problem) -> ja
     """`correlate(x, geometry)` with one more row of outputs, which reads padding, and without that row afterwards."""
 
     def padded(x: jax.Array, g: ConvGeometry) -> jax.Array:
-        w = g.window
-        (low, _), *others = w.padding
-        rows, *rest = w.output_shape
-        read = rows * w.strides[0] + dilated_size(w.window_shape[0], w.dilation[0])
-        pads = ((low, read - low - w.input_shape[0]), *others)
-        return correlate(x, g._replace(window=w._replace(padding=pads, output_shape=(rows + 1, *rest))))[:, :rows]
+        rows, *rest = g.window.output_shape
+        w = g.window._replace(output_shape=(rows + 1, *rest))
+        w = w._replace(padding=(read_padding(w)[0], *w.padding[1:]))
+        return correlate(x, g._replace(window=w))[:, :rows]
 
     return some_tiles(padded, x, p.g, p.features, times=4)

@@ -26,7 +26,7 @@ def inner(p: Problem) -> Problem:
     tiles = _tiles(p)
     g = p.g if tiles is None else tiles.geometry
     return p.inside(
-        geometry=g._replace(window=_without_first(g.window)),
+        geometry=g._replace(window=Window._make(per_axis[1:] for per_axis in g.window)),
         batch=(p.batch if tiles is None else tiles.images) * g.window.output_shape[0],
         channels=p.channels * p.window.window_shape[0],
     )
@@ -36,20 +36,29 @@ def run(a: jax.Array, b: jax.Array, p: Problem, of: Form) -> jax.Array:
     """On a CPU tile by tile where the folded input exceeds the cache."""
     tiles = _tiles(p)
 
-    def views(x: jax.Array, w: Window) -> jax.Array:
+    def folded(x: jax.Array, w: Window) -> jax.Array:
+        """(N * output, *rest, taps * C): for every output along the first axis what its taps read."""
+        first = first_axis(w, x)
         # Materialized, the forward sum and the kernel's gradient share them.
-        return materialize(concat_views(x, w)) if p.platform == "cpu" else concat_views_by_axis(x, w)
+        taps = materialize(concat_views(x, first)) if p.platform == "cpu" else concat_views_by_axis(x, first)
+        return taps.reshape(-1, *taps.shape[2:])
 
     if p.out == "kernel":
 
         def sums(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
-            return _kernel_grad(x, delta, g.window, of, views)
+            dkernel = of(folded(x, g.window), delta.reshape(-1, *delta.shape[2:]))
+            dkernel = dkernel.reshape(-1, g.window.window_shape[0], p.channels * p.features).swapaxes(0, 1)
+            return dkernel.reshape(*g.window.window_shape, p.channels, p.features)
 
         return sums(a, b, p.g) if tiles is None else sum_tiles(sums, a, b, p.g, tiles)
     kernel = weights(b, p)
 
     def outputs(x: jax.Array, g: ConvGeometry) -> jax.Array:
-        return _forward(x, kernel, g.window, of, views)
+        # Taps along the first axis are channels of the folded convolution.
+        taps = jnp.moveaxis(kernel, 0, -3)
+        taps = taps.reshape(*taps.shape[:-3], -1, p.features)
+        z = of(folded(x, g.window), taps)
+        return z.reshape(x.shape[0], *g.window.output_shape, p.features)
 
     return outputs(a, p.g) if tiles is None else map_tiles(outputs, a, p.g, tiles)
 
@@ -63,30 +72,3 @@ def _tiles(p: Problem) -> Tiles | None:
     elements = of_first * -(-math.prod(w.input_shape[1:]) // math.prod(w.output_shape[1:]))
     tiles = tile(p.g, p.batch, elements)
     return tiles if tiles.count > 1 else None
-
-
-def _forward(x: jax.Array, kernel: jax.Array, w: Window, folded: Form, views: Form) -> jax.Array:
-    """The forward sum: taps along the first axis are channels of the folded one."""
-    weights = jnp.moveaxis(kernel, 0, -3)
-    weights = weights.reshape(*weights.shape[:-3], -1, weights.shape[-1])
-    z = folded(_folded(x, w, views), weights)
-    return z.reshape(x.shape[0], *w.output_shape, z.shape[-1])
-
-
-def _kernel_grad(x: jax.Array, delta: jax.Array, w: Window, folded: Form, views: Form) -> jax.Array:
-    """The kernel's gradient of the folded convolution, unfolded."""
-    dkernel = folded(_folded(x, w, views), delta.reshape(-1, *delta.shape[2:]))
-    channels, features = x.shape[-1], delta.shape[-1]
-    dkernel = dkernel.reshape(-1, w.window_shape[0], channels * features).swapaxes(0, 1)
-    return dkernel.reshape(*w.window_shape, channels, features)
-
-
-def _folded(x: jax.Array, w: Window, views: Form) -> jax.Array:
-    """(N * output, *rest, taps * C): for every output along the first axis what its taps read."""
-    taps = views(x, first_axis(w, x))
-    return taps.reshape(-1, *taps.shape[2:])
-
-
-def _without_first(w: Window) -> Window:
-    """The window without its first axis."""
-    return Window._make(per_axis[1:] for per_axis in w)

@@ -12,7 +12,7 @@ from jax import lax
 from .._geometry import ConvGeometry, Problem, Window, as_patches, non_overlapping, read_padding, transposed
 from ._direct import backward_kernel, weights
 from ._memory import materialize
-from ._tiles import MOST_MATERIALIZED, map_images, sum_images
+from ._tiles import MOST_MATERIALIZED, images_at_once, some_images, sum_images
 from ._windows import pad_axes
 
 # Thresholds, measured.
@@ -53,7 +53,7 @@ def run(a: jax.Array, b: jax.Array, p: Problem) -> jax.Array:
         form = partial(forward, kernel=weights(b, p), g=p.g._replace(window=w))
     if p.platform != "cpu" or not _copies_much(w, p.batch, channels):
         return form(a)
-    return map_images(form, a, math.prod(w.input_shape) * channels, times=2)
+    return some_images(form, [a], images_at_once(p.batch, math.prod(w.input_shape) * channels, times=2))
 
 
 def _is_transposed(p: Problem) -> bool:
@@ -87,17 +87,13 @@ def over_positions(x: jax.Array, delta: jax.Array, precision: Any, parts: int = 
     factor is copied, transposed, where that is worth it.
     """
     narrow, wide = sorted((x, delta), key=_cost_across)
-    if x.ndim > 2 or parts > 1 or not _suits_a_copy(narrow, wide):
+    # The copy has to stay in the cache, and to cost little beside the GEMM.
+    few = narrow.shape[-1] < FEWEST_COLUMNS or narrow.size * wide.shape[-1] < FEWEST_TERMS
+    if x.ndim > 2 or parts > 1 or few or narrow.size > MOST_COPIED:
         return read_across(x, delta, precision, parts)
     # Behind barriers: the compiler would fold both transposes into the GEMM.
     product = jnp.matmul(lax.optimization_barrier(narrow.T), wide, precision=precision)
     return product if narrow is x else lax.optimization_barrier(product).T
-
-
-def _suits_a_copy(narrow: jax.Array, wide: jax.Array) -> bool:
-    """Whether the narrower factor's copy stays in the cache, and costs little beside the GEMM."""
-    few = narrow.shape[-1] < FEWEST_COLUMNS or narrow.size * wide.shape[-1] < FEWEST_TERMS
-    return not few and narrow.size <= MOST_COPIED
 
 
 def read_across(x: jax.Array, delta: jax.Array, precision: Any, parts: int = 1) -> jax.Array:

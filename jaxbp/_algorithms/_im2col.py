@@ -3,13 +3,15 @@
 Source: Chellapilla et al., "High performance convolutional neural networks for document processing", 2006.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
 from .._geometry import ConvGeometry, Problem
 from ._direct import weights
 from ._gemm import over_positions
-from ._tiles import largest_divisor, some_tiles, sum_tiles, tile
+from ._tiles import some_tiles, sum_tiles, tile
 from ._windows import MAX_TAPS, as_matrix, concat_views
 
 # Elements that each output counts for, at least, when tiles are chosen. So no GEMM sums over more than
@@ -25,29 +27,19 @@ def applies(p: Problem) -> bool:
 def run(a: jax.Array, b: jax.Array, p: Problem) -> jax.Array:
     """Of as many images or rows at a time as fit the cache."""
     if p.out == "kernel":
-        return kernel_grad(a, b, p.g)
-    kernel = weights(b, p)
+        sums = sum_tiles(_kernel_grad, a, b, p.g, tile(p.g, p.batch, max(p.columns, FEWEST_ELEMENTS)))
+        return sums.reshape(*p.window.window_shape, p.channels, p.features)
     # Larger tiles where outputs are many, as a loop copies them.
     times = 6 if p.columns <= p.features else 2
-    return some_tiles(lambda x, g: forward(x, kernel, g), a, p.g, p.columns, times)
+    return some_tiles(partial(_forward, weights(b, p)), a, p.g, p.columns, times)
 
 
-def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
+def _forward(kernel: jax.Array, x: jax.Array, g: ConvGeometry) -> jax.Array:
     """The views of all taps, concatenated, times the kernel."""
     views = concat_views(x, g.window)
     return jnp.matmul(views, kernel.reshape(-1, kernel.shape[-1]), precision=g.precision)
 
 
-def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry, most_sums: int = 1) -> jax.Array:
-    """The views of all taps, concatenated, times delta, summed over the positions; tile by tile.
-
-    The sum over the positions of a tile is taken in up to `most_sums` equal parts, which are more exact.
-    """
-    channels, features = x.shape[-1], delta.shape[-1]
-
-    def product(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
-        views, delta = as_matrix(concat_views(x, g.window)), as_matrix(delta)
-        return over_positions(views, delta, g.precision, largest_divisor(delta.shape[0], most_sums))
-
-    tiles = tile(g, x.shape[0], max(g.window.taps * channels, FEWEST_ELEMENTS))
-    return sum_tiles(product, x, delta, g, tiles).reshape(*g.window.window_shape, channels, features)
+def _kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
+    """The views of all taps, concatenated, times delta, summed over the positions."""
+    return over_positions(as_matrix(concat_views(x, g.window)), as_matrix(delta), g.precision)

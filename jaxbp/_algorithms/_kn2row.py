@@ -5,8 +5,8 @@ for few outputs, or few pixels.
 Source: Vasudevan, Anderson and Gregg, "Parallel multi channel convolution using general matrix multiplication", 2017.
 """
 
-import functools
 import math
+from functools import partial, reduce
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from jax import lax
 
 from .._geometry import ConvGeometry, Problem, Window, dilated_size, read_padding
 from ._memory import materialize
-from ._tiles import TILE_ELEMENTS, map_images, some_tiles
+from ._tiles import TILE_ELEMENTS, images_at_once, some_images, some_tiles
 from ._windows import MAX_TAPS
 
 
@@ -28,20 +28,17 @@ def run(a: jax.Array, b: jax.Array, p: Problem) -> jax.Array:
 
     Whole images are not padded: their padding is part of the shifted sums.
     """
-
-    def form(x: jax.Array, g: ConvGeometry = p.g) -> jax.Array:
-        return forward(x, b, g, p.out == "x")
-
+    form = partial(forward, b, back=p.out == "x")
     elements = p.taps * p.features
     if a.size > 4 * TILE_ELEMENTS:
         # The GEMM reads a copy of the input with its channels first, which would not stay in the cache.
         elements = max(elements, p.channels)
     if elements * p.pixels > 4 * TILE_ELEMENTS and not p.over_zeros:
         return some_tiles(form, a, p.g, elements)
-    return map_images(form, a, elements * p.pixels, times=2)
+    return some_images(partial(form, g=p.g), [a], images_at_once(p.batch, elements * p.pixels, times=2))
 
 
-def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry, back: bool = False) -> jax.Array:
+def forward(kernel: jax.Array, x: jax.Array, g: ConvGeometry, back: bool) -> jax.Array:
     """The input times all weights, then the shifted sum of what the taps got.
 
     With `back`, the input's gradient: the GEMM sums over the kernel's features, and taps count from the last. The
@@ -60,7 +57,7 @@ def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry, back: bool = False
     for i in range(w.rank):
         behind = math.prod(x.shape[i + 2 : -1]) * outputs
         parts = parts.reshape(w.window_shape[i], -1, x.shape[i + 1], behind)
-        parts = materialize(functools.reduce(jnp.add, (_shifted(part, w, i, tap) for tap, part in enumerate(parts))))
+        parts = materialize(reduce(jnp.add, (_shifted(part, w, i, tap) for tap, part in enumerate(parts))))
     return parts.reshape(x.shape[0], *w.output_shape, outputs)
 
 

@@ -25,4 +25,4 @@ def inner(p: Problem) -> Problem:
 def run(a: jax.Array, b: jax.Array, p: Problem, of: Form) -> jax.Array:
     """One group after the other, concatenated."""
     b = weights(b, p)
-    return map_concat(lambda i: of(chunk(a, i, p.groups), chunk(b, i, p.groups)), p.groups, a, a.ndim - 1)
+    return map_concat(of, lambda i: (chunk(a, i, p.groups), chunk(b, i, p.groups)), p.groups, a, a.ndim - 1)

@@ -4,7 +4,7 @@ The next row of taps reads the same views, some rows further down. So views are 
 Source: Cho and Brand, "MEC: memory-efficient convolution for deep neural network", 2017.
 """
 
-import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -30,43 +30,37 @@ def applies(p: Problem) -> bool:
 
 
 def run(x: jax.Array, delta: jax.Array, p: Problem) -> jax.Array:
-    """The kernel's gradient."""
-    return kernel_grad(x, delta, p.g, SHORT_SUMS if p.channels < FEW_CHANNELS else 1)
+    """The views of one row of taps times delta, summed over the positions, for each row; tile by tile."""
+    sums = SHORT_SUMS if p.channels < FEW_CHANNELS else 1
+    tiles = tile(p.g, p.batch, p.columns // p.window.window_shape[0])
+    rows = sum_tiles(partial(_row_products, most_sums=sums), x, delta, p.g, tiles)
+    return rows.reshape(*p.window.window_shape, p.channels, p.features)
 
 
-def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry, most_sums: int = 1) -> jax.Array:
-    """The views of one row of taps times delta, summed over the positions, for each row; tile by tile.
+def _row_products(x: jax.Array, delta: jax.Array, g: ConvGeometry, most_sums: int) -> jax.Array:
+    """(rows, columns of a row, O): one tile's sums over its positions, in up to `most_sums` equal parts."""
+    w = g.window
+    row = w._replace(
+        window_shape=(1, *w.window_shape[1:]),
+        strides=(1, *w.strides[1:]),
+        output_shape=(x.shape[1], *w.output_shape[1:]),
+    )
+    views, delta = concat_views(x, row), as_matrix(delta)
+    parts = largest_divisor(delta.shape[0], most_sums)
 
-    The sum over the positions of a tile is taken in up to `most_sums` equal parts, which are more exact.
-    """
-    channels, features = x.shape[-1], delta.shape[-1]
+    def product(rows: jax.Array) -> jax.Array:
+        return over_positions(as_matrix(rows), delta, g.precision, parts)
 
-    def products(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
-        w = g.window
-        row = w._replace(
-            window_shape=(1, *w.window_shape[1:]),
-            strides=(1, *w.strides[1:]),
-            output_shape=(x.shape[1], *w.output_shape[1:]),
-        )
-        views, delta = concat_views(x, row), as_matrix(delta)
-        parts = largest_divisor(delta.shape[0], most_sums)
+    if w.window_shape[0] <= ROWS_AT_ONCE:
+        sums: list[jax.Array] = []
+        for rows in tap_views(views, first_axis(w, views), 0):
+            # One copy of the views at a time.
+            sums.append(product(after(rows, sums[-1]) if sums else rows))
+        return jnp.stack(sums)
+    reach = dilated_size(w.output_shape[0], w.strides[0])
 
-        def product(rows: jax.Array) -> jax.Array:
-            return over_positions(as_matrix(rows), delta, g.precision, parts)
+    def rows_of_tap(i: jax.Array | int) -> list[jax.Array]:
+        rows = lax.dynamic_slice_in_dim(views, i * w.dilation[0], reach, 1, allow_negative_indices=False)
+        return [lax.slice_in_dim(rows, 0, reach, w.strides[0], 1)]
 
-        if w.window_shape[0] <= ROWS_AT_ONCE:
-            sums: list[jax.Array] = []
-            for rows in tap_views(views, first_axis(w, views), 0):
-                # One copy of the views at a time.
-                sums.append(product(after(rows, sums[-1]) if sums else rows))
-            return jnp.stack(sums)
-        reach = dilated_size(w.output_shape[0], w.strides[0])
-
-        def row_product(i: jax.Array | int) -> jax.Array:
-            rows = lax.dynamic_slice_in_dim(views, i * w.dilation[0], reach, 1, allow_negative_indices=False)
-            return product(lax.slice_in_dim(rows, 0, reach, w.strides[0], 1))[None]
-
-        return map_concat(row_product, w.window_shape[0], x, 0)
-
-    tiles = tile(g, x.shape[0], math.prod(g.window.window_shape[1:]) * channels)
-    return sum_tiles(products, x, delta, g, tiles).reshape(*g.window.window_shape, channels, features)
+    return map_concat(lambda rows: product(rows)[None], rows_of_tap, w.window_shape[0], x, 0)

@@ -15,10 +15,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from .._arguments import sum_dtype
-from .._geometry import ConvGeometry, Ints, Problem, Window, dilated_size, read_padding
+from .._geometry import ConvGeometry, Ints, Problem, Window, read_padding
 from ._direct import weights as kernel_of
 from ._memory import materialize
-from ._tiles import TILE_ELEMENTS, largest_divisor, map_images
+from ._tiles import TILE_ELEMENTS, images_at_once, largest_divisor, some_images
 from ._windows import MAX_TAPS, pad_axes, tap_views
 
 # Limits of compile time. The forward sum: terms that are unrolled (fewer for many groups, where passes over some of the
@@ -45,25 +45,21 @@ def applies(p: Problem) -> bool:
 
 def run(a: jax.Array, b: jax.Array, p: Problem) -> jax.Array:
     """Elementwise sums; on a GPU in the dtype for sums, as a kernel's gradient takes a reduction for each tap."""
-    if p.platform == "cpu":
-        return kernel_grad(a, b, p.g) if p.out == "kernel" else forward(a, kernel_of(b, p), p.g)
-    wide = sum_dtype(a.dtype)
-    a, b = a.astype(wide), b.astype(wide)
-    return reductions(a, b, p.g) if p.out == "kernel" else forward(a, kernel_of(b, p), p.g)
+    if p.platform != "cpu":
+        wide = sum_dtype(a.dtype)
+        a, b = a.astype(wide), b.astype(wide)
+    if p.out == "kernel":
+        return kernel_grad(a, b, p.g) if p.platform == "cpu" else reductions(a, b, p.g)
+    kernel = kernel_of(b, p)
+    if p.columns <= (TERMS_AT_ONCE if p.groups < MANY_GROUPS else TERMS_OF_MANY_GROUPS):
+        pixels, weights = (_channels_by_group(operand, p.groups) for operand in (a, kernel))
+        return _channels_in_order(materialize(_sum_of_terms(pixels, weights, p.window)))
+    # A large window takes some rows at a time. Every pass reads and writes the sum so far: it has to stay in the cache.
+    form = functools.partial(_sum_by_rows, kernel, g=p.g)
+    return some_images(form, [a], images_at_once(p.batch, 2 * p.outputs * p.features))
 
 
-def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
-    """The sum over taps and channels of the group. A large window takes some rows of some images at a time."""
-    w, groups, features = g.window, g.feature_group_count, kernel.shape[-1]
-    most = TERMS_AT_ONCE if groups < MANY_GROUPS else TERMS_OF_MANY_GROUPS
-    if w.taps * kernel.shape[-2] <= most:
-        pixels, weights = (_channels_by_group(a, groups) for a in (x, kernel))
-        return _channels_in_order(materialize(_sum_of_terms(pixels, weights, w)))
-    # Every pass reads and writes the sum so far, which has to stay in the cache.
-    return map_images(lambda x: _sum_by_rows(x, kernel, g), x, 2 * math.prod(w.output_shape) * features)
-
-
-def _sum_by_rows(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
+def _sum_by_rows(kernel: jax.Array, x: jax.Array, g: ConvGeometry) -> jax.Array:
     """The forward sum in a loop over the window's rows."""
     w, groups, features = g.window, g.feature_group_count, kernel.shape[-1]
     axis, rows = _longest_axis(w)
@@ -73,17 +69,18 @@ def _sum_by_rows(x: jax.Array, kernel: jax.Array, g: ConvGeometry) -> jax.Array:
     at_once = equal if 2 * equal >= most else most
     padded = pad_axes(_channels_by_group(x, groups), range(1, w.rank + 1), read_padding(w), 0)
 
-    def some_rows(first: jax.Array | int, count: int) -> jax.Array:
+    def add_rows(i: jax.Array | int, z: jax.Array, count: int = at_once) -> jax.Array:
+        first = i * at_once
         part, pixels = _window_rows(padded, w, first, count)
         weights = lax.dynamic_slice_in_dim(kernel, first, count, axis, allow_negative_indices=False)
         weights = _channels_by_group(weights, groups)
         # Materialized: loads at an offset that is known only at run time would not be vectorized.
-        return _sum_of_terms(materialize(pixels), materialize(weights), part)
+        return z + _sum_of_terms(materialize(pixels), materialize(weights), part)
 
     passes, rest = divmod(rows, at_once)
     none = jnp.zeros_like(x, shape=(x.shape[0], *w.output_shape, features // groups, groups))
-    z = lax.fori_loop(0, passes, lambda i, z: z + some_rows(i * at_once, at_once), none)
-    return _channels_in_order(z + some_rows(passes * at_once, rest) if rest else z)
+    z = lax.fori_loop(0, passes, add_rows, none)
+    return _channels_in_order(add_rows(passes, z, rest) if rest else z)
 
 
 def _sum_of_terms(x: jax.Array, kernel: jax.Array, w: Window) -> jax.Array:
@@ -92,7 +89,7 @@ def _sum_of_terms(x: jax.Array, kernel: jax.Array, w: Window) -> jax.Array:
     weights = lax.split(kernel.reshape(-1, *[1] * w.rank, *kernel.shape[-2:]), [1] * (w.taps * channels))
     views = tap_views(x, w, 0, trailing=2)
     pixels = views if channels == 1 else (pixel for view in views for pixel in lax.split(view, [1] * channels, axis))
-    return functools.reduce(lax.add, (lax.mul(pixel, each) for pixel, each in zip(pixels, weights, strict=True)))
+    return functools.reduce(lax.add, map(lax.mul, pixels, weights))
 
 
 def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
@@ -113,14 +110,14 @@ def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
     def sums_of_images(x: jax.Array, delta: jax.Array) -> jax.Array:
         x, delta = _channels_by_group(x, groups), _channels_by_group(delta, groups)
         if counts == w.window_shape:
-            return _channels_in_order(_kernel_sums(x, delta, w, bands)).ravel()
+            return _kernel_sums(x, delta, w, bands)
         padded = pad_axes(x, range(1, w.rank + 1), read_padding(w), 0)
         passes = math.prod(-(-k // n) for k, n in zip(w.window_shape, counts, strict=True))
 
         def put_taps(i: jax.Array, sums: jax.Array) -> jax.Array:
             first = _first_taps(i, w.window_shape, counts)
             part, pixels = _window_part(padded, w, first, counts)
-            part_sums = _channels_in_order(_kernel_sums(materialize(pixels), delta, part, bands)).ravel()
+            part_sums = _kernel_sums(materialize(pixels), delta, part, bands)
             place = sum(tap * math.prod(w.window_shape[axis + 1 :]) for axis, tap in enumerate(first))
             return lax.dynamic_update_slice(sums, part_sums, [place * of_tap], allow_negative_indices=False)
 
@@ -200,19 +197,14 @@ def _window_part(
     padded: jax.Array, w: Window, first: Sequence[jax.Array | int], counts: Ints
 ) -> tuple[Window, jax.Array]:
     """`counts` of the window's taps along each axis from `first` on, as a window, and the padded input they read."""
+    part, rest = w.unpadded(window_shape=counts), padded.shape[w.rank + 1 :]
     starts = [tap * d for tap, d in zip(first, w.dilation, strict=True)]
-    reach = tuple(
-        (out - 1) * s + dilated_size(count, d)
-        for out, s, count, d in zip(w.output_shape, w.strides, counts, w.dilation, strict=True)
-    )
-    rest = padded.shape[w.rank + 1 :]
-    sizes = (padded.shape[0], *reach, *rest)
-    pixels = lax.dynamic_slice(padded, [0, *starts, *[0] * len(rest)], sizes, allow_negative_indices=False)
-    return w.unpadded(reach, window_shape=counts), pixels
+    sizes = (padded.shape[0], *part.input_shape, *rest)
+    return part, lax.dynamic_slice(padded, [0, *starts, *[0] * len(rest)], sizes, allow_negative_indices=False)
 
 
 def _kernel_sums(x: jax.Array, delta: jax.Array, w: Window, bands: int) -> jax.Array:
-    """(*window, c, o, groups): each tap's sum over images and bands of rows, then over all positions."""
+    """The kernel's gradient, flat: each tap's sum over images and bands of rows, then over all positions."""
     parts = delta.shape[0] * bands
 
     def by_part(a: jax.Array) -> Sequence[jax.Array]:
@@ -229,7 +221,7 @@ def _kernel_sums(x: jax.Array, delta: jax.Array, w: Window, bands: int) -> jax.A
         by_tap.append(functools.reduce(lax.add, terms))
     positions = tuple(range(1, w.rank + 1))
     sums = jnp.sum(jnp.concatenate(by_tap), axis=positions)
-    return sums.reshape(*w.window_shape, *sums.shape[1:])
+    return _channels_in_order(sums.reshape(*w.window_shape, *sums.shape[1:])).ravel()
 
 
 def _channels_by_group(x: jax.Array, groups: int) -> jax.Array:

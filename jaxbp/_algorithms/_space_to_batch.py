@@ -25,34 +25,25 @@ def inner(p: Problem) -> Problem:
 
 
 def run(a: jax.Array, b: jax.Array, p: Problem, of: Form) -> jax.Array:
-    """The sum of all phases, interleaved."""
-    return kernel_grad(a, b, p.g, of) if p.out == "kernel" else forward(a, weights(b, p), p.g, of)
-
-
-def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry, correlate: Form) -> jax.Array:
-    """Evaluate the phases with `correlate`, and interleave their outputs."""
-    w, phase = g.window, phase_geometry(g).window
-    z = correlate(_padded_phases(x, w, phase), kernel)
-    z = z.reshape(*w.dilation, x.shape[0], *phase.output_shape, z.shape[-1])
+    """The sum of all phases, which `of` takes as images; their outputs are interleaved."""
+    w, phase = p.window, phase_geometry(p.g).window
+    if p.out == "kernel":
+        delta = pad_to(b, _times(phase.output_shape, w.dilation))
+        return of(_padded_phases(a, w, phase), _split_phases(delta, w.dilation))
+    kernel = weights(b, p)
+    z = of(_padded_phases(a, w, phase), kernel)
+    z = z.reshape(*w.dilation, a.shape[0], *phase.output_shape, z.shape[-1])
     places = [axis for i in range(w.rank) for axis in (w.rank + 1 + i, i)]
     z = z.transpose(w.rank, *places, 2 * w.rank + 1)
-    z = z.reshape(x.shape[0], *_times(phase.output_shape, w.dilation), z.shape[-1])
+    z = z.reshape(a.shape[0], *_times(phase.output_shape, w.dilation), z.shape[-1])
     return z[(slice(None), *(slice(out) for out in w.output_shape))]
-
-
-def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry, form: Form) -> jax.Array:
-    """The kernel's gradient: the sum over all phases, which `form` takes as images."""
-    w, phase = g.window, phase_geometry(g).window
-    delta = pad_to(delta, _times(phase.output_shape, w.dilation))
-    return form(_padded_phases(x, w, phase), _split_phases(delta, w.dilation))
 
 
 def phase_geometry(g: ConvGeometry) -> ConvGeometry:
     """The geometry of one phase, whose input includes the padding."""
     w = g.window
     outputs = tuple(-(-out // d) for out, d in zip(w.output_shape, w.dilation, strict=True))
-    inputs = tuple(out + k - 1 for out, k in zip(outputs, w.window_shape, strict=True))
-    return g._replace(window=w.unpadded(inputs, output_shape=outputs, dilation=(1,) * w.rank))
+    return g._replace(window=w.unpadded(output_shape=outputs, dilation=(1,) * w.rank))
 
 
 def _padded_phases(x: jax.Array, w: Window, inner: Window) -> jax.Array:

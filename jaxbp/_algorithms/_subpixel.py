@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .._geometry import ConvGeometry, Problem, Window, dilated_size, read_padding
+from .._geometry import Problem, Window, dilated_size, read_padding
 from ._direct import weights as kernel_of
 from ._tiles import images_at_once, some_images
 from ._windows import Form, pad_axes
@@ -39,8 +39,23 @@ def inner(p: Problem) -> Problem:
 
 
 def run(a: jax.Array, b: jax.Array, p: Problem, of: Form) -> jax.Array:
-    """The convolution with more features, then depth-to-space."""
-    return forward(a, kernel_of(b, p), p.g, of, _images(p, block_window(p.window)))
+    """The convolution with more features, of some images at a time, then depth-to-space."""
+    w, block = p.window, block_window(p.window)
+    weights, axes = _weights(kernel_of(b, p), w, block, p.groups), range(1, w.rank + 1)
+    shape = [size * s for size, s in zip(block.output_shape, w.input_dilation, strict=True)]
+    interleaved = [axis for i in axes for axis in (i, i + w.rank + 1)]
+    order = (0, *interleaved, w.rank + 1, 2 * w.rank + 2)
+    before = [
+        _first_block(w, i) * s - (s - 1) + w.padding[i][0] if s > 1 else 0 for i, s in enumerate(w.input_dilation)
+    ]
+    crop = [(low, out - low - size) for low, out, size in zip(before, w.output_shape, shape, strict=True)]
+
+    def outputs(x: jax.Array) -> jax.Array:
+        z = of(x, weights)
+        z = z.reshape(x.shape[0], *block.output_shape, p.groups, *w.input_dilation, -1)
+        return pad_axes(z.transpose(order).reshape(x.shape[0], *shape, p.features), axes, crop, 0)
+
+    return some_images(outputs, [a], _images(p, block))
 
 
 def _images(p: Problem, block: Window) -> int:
@@ -49,27 +64,6 @@ def _images(p: Problem, block: Window) -> int:
         return p.batch
     outputs = math.prod(block.output_shape) * math.prod(p.window.input_dilation)
     return images_at_once(p.batch, outputs * p.features, times=4)
-
-
-def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry, correlate: Form, images: int) -> jax.Array:
-    """Evaluate the convolution with more features by `correlate`, so many images at a time, then depth-to-space."""
-    w, groups, features = g.window, g.feature_group_count, kernel.shape[-1]
-    block = block_window(w)
-    weights, axes = _weights(kernel, w, block, groups), range(1, w.rank + 1)
-    shape = [size * s for size, s in zip(block.output_shape, w.input_dilation, strict=True)]
-    interleaved = [axis for i in axes for axis in (i, i + w.rank + 1)]
-    order = (0, *interleaved, w.rank + 1, 2 * w.rank + 2)
-    before = [
-        _first_block(w, i) * s - (s - 1) + w.padding[i][0] if s > 1 else 0 for i, s in enumerate(w.input_dilation)
-    ]
-    crop = [(b, out - b - size) for b, out, size in zip(before, w.output_shape, shape, strict=True)]
-
-    def outputs(x: jax.Array) -> jax.Array:
-        z = correlate(x, weights)
-        z = z.reshape(x.shape[0], *block.output_shape, groups, *w.input_dilation, -1)
-        return pad_axes(z.transpose(order).reshape(x.shape[0], *shape, features), axes, crop, 0)
-
-    return some_images(outputs, [x], images)
 
 
 def block_window(w: Window) -> Window:

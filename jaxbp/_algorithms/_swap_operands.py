@@ -39,16 +39,11 @@ def run(a: jax.Array, b: jax.Array, p: Problem, of: Form) -> jax.Array:
     """The swapped sum, swapped back."""
     if p.out == "kernel":
         return backward_kernel(of(b, a), p.groups)
-    return forward(a, b, p.g, of, p.out == "x")
-
-
-def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry, correlate: Form, back: bool = False) -> jax.Array:
-    """Slide the input over the kernel. With `back`, the input's gradient: two rotations of the kernel cancel."""
-    rank = g.window.rank
-    spatial = tuple(range(1, rank + 1))
-    windows = jnp.flip(x, spatial).transpose(*spatial, rank + 1, 0)
-    kernel, axis = (kernel, rank) if back else (rot180(kernel, rank), rank + 1)
-    return correlate(jnp.moveaxis(kernel, axis, 0), windows).transpose(rank + 1, *spatial, 0)
+    spatial = tuple(range(1, p.rank + 1))
+    windows = jnp.flip(a, spatial).transpose(*spatial, p.rank + 1, 0)
+    # In the gradient of x two rotations of the kernel cancel.
+    kernel, features = (b, p.rank) if p.out == "x" else (rot180(b, p.rank), p.rank + 1)
+    return of(jnp.moveaxis(kernel, features, 0), windows).transpose(p.rank + 1, *spatial, 0)
 
 
 def _swapped(g: ConvGeometry) -> ConvGeometry:

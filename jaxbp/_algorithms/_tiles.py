@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .._geometry import ConvGeometry, dilated_size, read_padding
+from .._geometry import ConvGeometry, read_padding
 from ._memory import after
 from ._windows import pad_axes
 
@@ -21,6 +21,9 @@ from ._windows import pad_axes
 TILE_ELEMENTS = 1 << 20
 # A temporary of more elements than this is worth a loop.
 MOST_MATERIALIZED = 7 << 20
+
+# The operands of the i-th of several equal steps.
+Part = Callable[[jax.Array | int], Sequence[Any]]
 
 
 class Tiles(NamedTuple):
@@ -43,12 +46,8 @@ def tile(g: ConvGeometry, batch: int, elements: int, multiple: int = 1, times: i
     bands = -(-height // most)
     rows = -(-height // (bands * multiple)) * multiple
     images = largest_divisor(batch, limit // (height * per_row))
-    reach = tuple(
-        (out - 1) * s + dilated_size(k, d)
-        for out, s, k, d in zip((rows, *rest), w.strides, w.window_shape, w.dilation, strict=True)
-    )
-    window = w.unpadded(reach, output_shape=(rows, *rest))
-    return Tiles(batch // images * bands, images, bands, rows, g._replace(window=window))
+    geometry = g._replace(window=w.unpadded(output_shape=(rows, *rest)))
+    return Tiles(batch // images * bands, images, bands, rows, geometry)
 
 
 def largest_divisor(size: int, most: int) -> int:
@@ -67,22 +66,17 @@ def chunk(a: jax.Array, i: jax.Array | int, count: int, axis: int = -1) -> jax.A
     return lax.dynamic_slice_in_dim(a, i * size, size, axis, allow_negative_indices=False)
 
 
-def map_images(form: Callable[[jax.Array], jax.Array], x: jax.Array, elements: int, times: int = 1) -> jax.Array:
-    """`form` of some images at a time: their temporaries, of `elements` each, have at most `times * TILE_ELEMENTS`."""
-    return some_images(form, [x], images_at_once(x.shape[0], elements, times))
-
-
 def some_images(form: Callable[..., Any], arrays: Sequence[jax.Array], images: int) -> Any:
     """`form` of so many images of all arrays at a time."""
     count = arrays[0].shape[0] // images
     if count == 1:
         return form(*arrays)
     # Sliced inside the loop. Mapping over a leading axis would copy the whole input into another layout.
-    return map_concat(lambda i: form(*(chunk(a, i, count, axis=0) for a in arrays)), count, arrays[0], axis=0)
+    return map_concat(form, lambda i: [chunk(a, i, count, axis=0) for a in arrays], count, arrays[0], axis=0)
 
 
-def map_concat(form: Callable[[jax.Array | int], Any], count: int, like: jax.Array, axis: int) -> Any:
-    """`form(i)` for `count` values of i, one after the other, concatenated along an axis."""
+def map_concat(form: Callable[..., Any], part: Part, count: int, like: jax.Array, axis: int) -> Any:
+    """`form(*part(i))` for `count` values of i, one after the other, concatenated along an axis."""
     # Any value will do, as all elements are overwritten. Zeros would be one array for all layers, kept and copied.
     number = lax.slice(like, (0,) * like.ndim, (1,) * like.ndim).reshape(())
 
@@ -95,9 +89,9 @@ def map_concat(form: Callable[[jax.Array | int], Any], count: int, like: jax.Arr
             at = i * part.shape[axis]
             return lax.dynamic_update_slice_in_dim(whole, part, at, axis, allow_negative_indices=False)
 
-        return jax.tree.map(put_one, wholes, form(i))
+        return jax.tree.map(put_one, wholes, form(*part(i)))
 
-    return lax.fori_loop(0, count, put, jax.tree.map(whole, jax.eval_shape(lambda: form(0))))
+    return lax.fori_loop(0, count, put, jax.tree.map(whole, jax.eval_shape(lambda i: form(*part(i)), 0)))
 
 
 def some_tiles(
@@ -111,10 +105,11 @@ def some_tiles(
 def map_tiles(form: Callable[..., jax.Array], x: jax.Array, g: ConvGeometry, tiles: Tiles) -> jax.Array:
     """The forward sum: `form(x, geometry)` of every tile, concatenated."""
     x_tile = _input_tiles(x, g, tiles)
-    if tiles.count == 1:
-        z = form(x_tile(0), tiles.geometry)
-    else:
-        z = map_concat(lambda i: form(x_tile(i), tiles.geometry), tiles.count, x, 0)
+
+    def part(i: jax.Array | int) -> tuple[jax.Array, ConvGeometry]:
+        return x_tile(i), tiles.geometry
+
+    z = form(*part(0)) if tiles.count == 1 else map_concat(form, part, tiles.count, x, axis=0)
     z = z.reshape(x.shape[0], tiles.bands * tiles.rows, *g.window.output_shape[1:], z.shape[-1])
     return z[:, : g.window.output_shape[0]]
 
@@ -126,51 +121,47 @@ def sum_tiles(
     delta = pad_axes(delta, [1], [(0, tiles.bands * tiles.rows - delta.shape[1])], 0)
     x_tile = _input_tiles(x, g, tiles)
 
-    def of_tile(i: jax.Array | int) -> jax.Array:
-        delta_tile = _band(_images(delta, i, tiles), i, tiles, tiles.rows, tiles.rows)
-        return form(x_tile(i), delta_tile, tiles.geometry)
+    def part(i: jax.Array | int) -> tuple[jax.Array, jax.Array, ConvGeometry]:
+        delta_tile = _tile(delta, i, tiles, tiles.rows, tiles.rows)
+        return x_tile(i), delta_tile, tiles.geometry
 
-    return _sum(of_tile, tiles.count, x)
+    return _sum(form, part, tiles.count, x)
 
 
 def sum_images(
     form: Callable[[jax.Array, jax.Array], jax.Array], x: jax.Array, delta: jax.Array, elements: int, times: int = 1
 ) -> jax.Array:
-    """The sum of `form(x, delta)` over some images at a time: see `map_images`."""
+    """The sum of `form(x, delta)` over some images at a time: see `images_at_once`."""
     count = x.shape[0] // images_at_once(x.shape[0], elements, times)
-    return _sum(lambda i: form(*(chunk(a, i, count, axis=0) for a in (x, delta))), count, x)
+    return _sum(form, lambda i: [chunk(a, i, count, axis=0) for a in (x, delta)], count, x)
 
 
-def _sum(of_tile: Callable[[jax.Array | int], jax.Array], count: int, like: jax.Array) -> jax.Array:
-    """The sum of `of_tile(i)` for `count` values of i, one after the other."""
+def _sum(form: Callable[..., jax.Array], part: Part, count: int, like: jax.Array) -> jax.Array:
+    """The sum of `form(*part(i))` for `count` values of i, one after the other."""
     if count == 1:
-        return of_tile(0)
+        return form(*part(0))
     # Zeros that depend on nothing would be allocated for all layers at once, when the program starts.
-    none = after(jnp.zeros_like(like, shape=jax.eval_shape(of_tile, 0).shape), like)
-    return lax.fori_loop(0, count, lambda i, total: lax.add(total, of_tile(i)), none)
+    none = after(jnp.zeros_like(like, shape=jax.eval_shape(lambda i: form(*part(i)), 0).shape), like)
+    return lax.fori_loop(0, count, lambda i, total: lax.add(total, form(*part(i))), none)
 
 
 def _input_tiles(x: jax.Array, g: ConvGeometry, tiles: Tiles) -> Callable[..., jax.Array]:
     """The i-th tile of the padded input. Neighbouring bands overlap in the rows that both read."""
-    w = g.window
-    (low, _), *rest = read_padding(w)
-    read = (tiles.bands * tiles.rows - 1) * w.strides[0] + dilated_size(w.window_shape[0], w.dilation[0])
-    pads = [(low, read - low - x.shape[1]), *rest]
-    step, rows = tiles.rows * w.strides[0], tiles.geometry.window.input_shape[0]
-    # Each tile is padded by itself, in the cache. Padded once for all, the whole input would be copied.
-    return lambda i: _band(pad_axes(_images(x, i, tiles), range(1, w.rank + 1), pads, 0), i, tiles, step, rows)
+    w = g.window._replace(output_shape=(tiles.bands * tiles.rows, *g.window.output_shape[1:]))
+    pads, step, rows = read_padding(w), tiles.rows * w.strides[0], tiles.geometry.window.input_shape[0]
+    return lambda i: _tile(x, i, tiles, step, rows, pads)
 
 
-def _images(a: jax.Array, i: jax.Array | int, tiles: Tiles) -> jax.Array:
-    """The images of the i-th tile."""
-    if tiles.images == a.shape[0]:
-        return a
-    first = i * tiles.images if tiles.bands == 1 else lax.div(i, tiles.bands) * tiles.images
-    return lax.dynamic_slice_in_dim(a, first, tiles.images, allow_negative_indices=False)
-
-
-def _band(images: jax.Array, i: jax.Array | int, tiles: Tiles, step: int, rows: int) -> jax.Array:
-    """The i-th tile's band of its images: `rows` rows, `step` rows after the previous band."""
-    if tiles.bands == 1:
-        return images
-    return lax.dynamic_slice_in_dim(images, lax.rem(i, tiles.bands) * step, rows, 1, allow_negative_indices=False)
+def _tile(
+    a: jax.Array, i: jax.Array | int, tiles: Tiles, step: int, rows: int, pads: Sequence[tuple[int, int]] = ()
+) -> jax.Array:
+    """The i-th tile of an array: of its images, padded, a band of `rows` rows, `step` rows after the previous band."""
+    if tiles.images < a.shape[0]:
+        first = i * tiles.images if tiles.bands == 1 else lax.div(i, tiles.bands) * tiles.images
+        a = lax.dynamic_slice_in_dim(a, first, tiles.images, allow_negative_indices=False)
+    if pads:
+        # Each tile is padded by itself, in the cache. Padded once for all, the whole input would be copied.
+        a = pad_axes(a, range(1, len(pads) + 1), pads, 0)
+    if tiles.bands > 1:
+        a = lax.dynamic_slice_in_dim(a, lax.rem(i, tiles.bands) * step, rows, 1, allow_negative_indices=False)
+    return a

@@ -8,6 +8,7 @@ input are a rectangle, and so are the pixels that it reads.
 import itertools
 import math
 from collections.abc import Iterator
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +16,8 @@ import numpy as np
 
 from .._geometry import ConvGeometry, Problem, Window, outputs_inside
 from ._gemm import read_across
-from ._tiles import map_images, sum_images
-from ._windows import gather_pixels, pad_axes
+from ._tiles import images_at_once, some_images, sum_images
+from ._windows import as_matrix, gather_pixels, pad_axes
 
 Slices = tuple[slice, ...]
 
@@ -31,44 +32,37 @@ def applies(p: Problem) -> bool:
 
 
 def run(a: jax.Array, b: jax.Array, p: Problem) -> jax.Array:
-    """A GEMM for each tap."""
-    return kernel_grad(a, b, p.g) if p.out == "kernel" else forward(a, b, p.g, p.out == "x")
+    """A GEMM for each tap, of some images at a time."""
+    elements = p.pixels * p.channels + p.outputs * p.features
+    if p.out == "kernel":
+        sums = sum_images(partial(_kernel_grad, g=p.g), a, b, elements, times=2)
+        return sums.reshape(*p.window.window_shape, p.channels, p.features)
+    form = partial(_forward, b, g=p.g, features=p.features, back=p.out == "x")
+    return some_images(form, [a], images_at_once(p.batch, elements, times=2))
 
 
-def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry, back: bool = False) -> jax.Array:
+def _forward(kernel: jax.Array, x: jax.Array, g: ConvGeometry, features: int, back: bool) -> jax.Array:
     """Each tap's valid pixels times its weights, added to its outputs. With `back`, the kernel is rotated."""
-    w, channels, features = g.window, x.shape[-1], kernel.shape[-2 if back else -1]
-
-    def outputs(x: jax.Array) -> jax.Array:
-        z = jnp.zeros_like(x, shape=(x.shape[0], *w.output_shape, features))
-        for tap, pixels, places in _rectangles(w):
-            weights = kernel[tuple(-1 - t for t in tap)].T if back else kernel[tap]
-            part = jnp.matmul(_gather(x, pixels), weights, precision=g.precision)
-            part = part.reshape(x.shape[0], *(s.stop - s.start for s in places[1:]), features)
-            pads = [(s.start, out - s.stop) for s, out in zip(places[1:], w.output_shape, strict=True)]
-            z = z + pad_axes(part, range(1, w.rank + 1), pads, 0)
-        return z
-
-    return map_images(outputs, x, _elements(w, channels, features), times=2)
+    w = g.window
+    z = jnp.zeros_like(x, shape=(x.shape[0], *w.output_shape, features))
+    for tap, pixels, places in _rectangles(w):
+        weights = kernel[tuple(-1 - t for t in tap)].T if back else kernel[tap]
+        part = jnp.matmul(_gather(x, pixels), weights, precision=g.precision)
+        part = part.reshape(x.shape[0], *(s.stop - s.start for s in places[1:]), features)
+        pads = [(s.start, out - s.stop) for s, out in zip(places[1:], w.output_shape, strict=True)]
+        z = z + pad_axes(part, range(1, w.rank + 1), pads, 0)
+    return z
 
 
-def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
-    """Each tap's valid pixels times the delta of its outputs, summed over them."""
-    w, channels, features = g.window, x.shape[-1], delta.shape[-1]
-
-    def products(x: jax.Array, delta: jax.Array) -> jax.Array:
-        none = jnp.zeros_like(x, shape=(channels, features))
-        by_tap = {
-            tap: read_across(
-                _gather(x, pixels).reshape(-1, channels), _gather(delta, places).reshape(-1, features), g.precision
-            )
-            for tap, pixels, places in _rectangles(w)
-        }
-        taps = itertools.product(*map(range, w.window_shape))
-        return jnp.stack([by_tap.get(tap, none) for tap in taps])
-
-    sums = sum_images(products, x, delta, _elements(w, channels, features), times=2)
-    return sums.reshape(*w.window_shape, channels, features)
+def _kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
+    """(taps, C, O): each tap's valid pixels times the delta of its outputs, summed over them."""
+    none = jnp.zeros_like(x, shape=(x.shape[-1], delta.shape[-1]))
+    by_tap = {
+        tap: read_across(as_matrix(_gather(x, pixels)), as_matrix(_gather(delta, places)), g.precision)
+        for tap, pixels, places in _rectangles(g.window)
+    }
+    taps = itertools.product(*map(range, g.window.window_shape))
+    return jnp.stack([by_tap.get(tap, none) for tap in taps])
 
 
 def valid_share(w: Window) -> float:
@@ -96,8 +90,3 @@ def _gather(a: jax.Array, pixels: Slices) -> jax.Array:
     sizes = a.shape[1:-1]
     places = np.arange(math.prod(sizes), dtype=np.int32).reshape(sizes)
     return gather_pixels(a, places[pixels[1:]].ravel())
-
-
-def _elements(w: Window, channels: int, features: int) -> int:
-    """Elements of an image's input and outputs."""
-    return math.prod(w.input_shape) * channels + math.prod(w.output_shape) * features

@@ -48,28 +48,18 @@ def inner(p: Problem) -> Problem:
 
 
 def run(a: jax.Array, b: jax.Array, p: Problem, of: Form) -> jax.Array:
-    """The sum of tiles, split."""
-    return kernel_grad(a, b, p.g, of) if p.out == "kernel" else forward(a, kernel_of(b, p), p.g, of)
-
-
-def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry, correlate: Form) -> jax.Array:
-    """Evaluate the tiled sum with `correlate`, and split its features into outputs."""
-    w, features = g.window, kernel.shape[-1]
-    b = tile_width(w, features)
-    z = correlate(_pixels_as_channels(x, w, b), _weights(kernel, w, b))
-    return z.reshape(x.shape[0], *w.output_shape, features)
-
-
-def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry, form: Form) -> jax.Array:
-    """The kernel's gradient: the sum of the gradients of all w_p."""
-    w, features = g.window, delta.shape[-1]
-    b = tile_width(w, features)
-    sums = form(_pixels_as_channels(x, w, b), delta.reshape(*delta.shape[:-2], -1, b * features))
-    sums = sums.reshape(*w.window_shape[:-1], -1, x.shape[-1], b, features).astype(sum_dtype(sums.dtype))
-    starts = range(0, b * w.strides[-1], w.strides[-1])
+    """The sum of tiles, split: its features into outputs, or its kernel's gradient into those of all w_p, added up."""
+    w, width = p.window, tile_width(p.window, p.features)
+    if p.out != "kernel":
+        kernel = kernel_of(b, p)
+        z = of(_pixels_as_channels(a, w, width), _weights(kernel, w, width))
+        return z.reshape(a.shape[0], *w.output_shape, p.features)
+    sums = of(_pixels_as_channels(a, w, width), b.reshape(*b.shape[:-2], -1, width * p.features))
+    sums = sums.reshape(*w.window_shape[:-1], -1, p.channels, width, p.features).astype(sum_dtype(sums.dtype))
+    starts = range(0, width * w.strides[-1], w.strides[-1])
     parts = [
-        lax.slice_in_dim(sums[..., p, :], start, start + _span(w), w.dilation[-1], w.rank - 1)
-        for p, start in enumerate(starts)
+        lax.slice_in_dim(sums[..., place, :], start, start + _span(w), w.dilation[-1], w.rank - 1)
+        for place, start in enumerate(starts)
     ]
     return functools.reduce(jnp.add, parts)
 

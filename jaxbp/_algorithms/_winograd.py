@@ -15,8 +15,7 @@ Source: Lavin and Gray, "Fast algorithms for convolutional neural networks", 201
 """
 
 import math
-from collections.abc import Callable
-from functools import reduce
+from functools import partial, reduce
 
 import jax
 import jax.numpy as jnp
@@ -48,11 +47,13 @@ def applies(p: Problem) -> bool:
 
 def run(a: jax.Array, b: jax.Array, p: Problem) -> jax.Array:
     """Of a chunk of the features at a time where the weights exceed the cache."""
-    features, size = p.features, _features_in_chunk(p)
     if p.out == "kernel":
-        return _chunks(lambda delta: kernel_grad(a, delta, p.g), b, features // size, b.ndim - 1)
-    back = p.out == "x"
-    return _chunks(lambda kernel: forward(a, kernel, p.g, back), b, features // size, b.ndim - (2 if back else 1))
+        form, axis = partial(kernel_grad, a, g=p.g), b.ndim - 1
+    else:
+        back = p.out == "x"
+        form, axis = partial(forward, a, g=p.g, back=back), b.ndim - (2 if back else 1)
+    count = p.features // _features_in_chunk(p)
+    return form(b) if count == 1 else map_concat(form, lambda i: [chunk(b, i, count, axis)], count, b, b.ndim - 1)
 
 
 def _features_in_chunk(p: Problem) -> int:
@@ -64,12 +65,7 @@ def _features_in_chunk(p: Problem) -> int:
     return part if weights > most and 4 * p.channels * part >= MOST_WEIGHTS else p.features
 
 
-def _chunks(form: Callable[[jax.Array], jax.Array], a: jax.Array, count: int, axis: int) -> jax.Array:
-    """`form` of one chunk of the features, an axis of `a`, after the other."""
-    return form(a) if count == 1 else map_concat(lambda i: form(chunk(a, i, count, axis)), count, a, a.ndim - 1)
-
-
-def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry, back: bool = False) -> jax.Array:
+def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry, back: bool) -> jax.Array:
     """Transformed tiles of the input times transformed weights, transformed to outputs.
 
     With `back`, the input's gradient: the sum is over the kernel's features, and the kernel is rotated, which swaps the
@@ -172,19 +168,16 @@ def _inputs(x: jax.Array, back: bool) -> jax.Array:
     first, second = lax.slice_in_dim(pairs, 0, -1, axis=1), lax.slice_in_dim(pairs, 1, None, axis=1)
     d1, d2 = (lax.expand_dims(lax.index_in_dim(a, i, 2, keepdims=False), (0,)) for a, i in ((first, 1), (second, 0)))
     middle = lax.add(lax.mul(_signs(first, 0), d1), d2)
-    return lax.concatenate([middle, _ends(lax.transpose(lax.sub(first, second), (2, 0, 1, 3)), back)], 0)
+    ends = lax.transpose(lax.sub(first, second), (2, 0, 1, 3))
+    return lax.concatenate([middle, lax.rev(ends, (0,)) if back else ends], 0)
 
 
 def _outputs(m: jax.Array, back: bool) -> jax.Array:
     """(A, 2, B) from (4, A, B): two outputs of each tile."""
     m0, m1, m23 = lax.split(m, (1, 1, OUTPUTS))
-    m0, m1, m23 = (lax.transpose(a, (1, 0, 2)) for a in (m0, m1, _ends(m23, back)))
+    m23 = lax.rev(m23, (0,)) if back else m23
+    m0, m1, m23 = (lax.transpose(a, (1, 0, 2)) for a in (m0, m1, m23))
     return lax.add(lax.mul(_signs(m, 1), lax.add(m1, m23)), m0)
-
-
-def _ends(pair: jax.Array, back: bool) -> jax.Array:
-    """m2 and m3 in the order of their weights."""
-    return lax.rev(pair, (0,)) if back else pair
 
 
 def _outputs_back(pairs: jax.Array) -> jax.Array:
