@@ -25,7 +25,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from . import _plan as plan
 from ._algorithms._windows import lowest, winner_dtype
-from ._arguments import keeping_64_bits, sum_dtype
+from ._arguments import full_width, sum_dtype
 from ._geometry import PoolProblem, Window
 from ._partition import Rule, Split, on_devices, part_of_window, window_factors, window_sizes, with_halos
 
@@ -84,16 +84,16 @@ def _primitive(
     MAPS.append(primitive)
     is_max = name == "max_pool"
 
-    @keeping_64_bits
     def evaluate(*arrays: jax.Array, window: Window, platform: str = "") -> list[jax.Array]:
-        p = problem_of(name, arrays[0], window, platform)
-        batch = arrays[0].shape[: arrays[0].ndim - window.rank - 1]
-        if 0 in (*arrays[0].shape, *window.input_shape, *window.output_shape):
-            nothing = (lowest(arrays[0].dtype), window.taps) if is_max else (0,)
-            avals = abstract(*map(jax.typeof, arrays), window=window)
-            return [jnp.full(aval.shape, fill, aval.dtype) for aval, fill in zip(avals, nothing, strict=True)]
-        results = plan.plan(p).run(*(a.reshape(p.batch, *a.shape[len(batch) :]) for a in arrays))
-        return [y.reshape(*batch, *y.shape[1:]) for y in (results if is_max else [results])]
+        first, p = arrays[0], problem_of(name, arrays[0], window, platform)
+        batch = first.shape[: first.ndim - window.rank - 1]
+        with full_width(arrays):
+            if 0 in (*first.shape, *window.input_shape, *window.output_shape):
+                nothing = (lowest(first.dtype), window.taps) if is_max else (0,)
+                avals = abstract(*map(jax.typeof, arrays), window=window)
+                return [jnp.full(aval.shape, fill, aval.dtype) for aval, fill in zip(avals, nothing, strict=True)]
+            results = plan.plan(p).run(*(a.reshape(p.batch, *a.shape[len(batch) :]) for a in arrays))
+            return [y.reshape(*batch, *y.shape[1:]) for y in (results if is_max else [results])]
 
     @functools.lru_cache(maxsize=4096)
     def compiled(window: Window) -> Callable[..., Any]:

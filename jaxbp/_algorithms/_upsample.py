@@ -26,14 +26,28 @@ WINDOWS_AT_ONCE = 16
 PHASES_AT_ONCE = 32
 
 
+class Blocks(NamedTuple):
+    """The padded input in blocks of stride-many pixels along each axis; a single window has a block of its own size."""
+
+    sizes: tuple[int, ...]
+    counts: tuple[int, ...]
+    reach: tuple[int, ...]  # how many windows reach a pixel at most
+
+
+def blocks_of(w: Window) -> Blocks:
+    """The blocks of a window's input."""
+    axes = []
+    for i, (low, _) in enumerate(w.padding):
+        span = dilated_size(w.window_shape[i], w.dilation[i])
+        size = span if w.output_shape[i] == 1 else w.strides[i]
+        axes.append((size, max_dim(-(-(low + w.input_shape[i]) // size), 0), -(-span // size)))
+    return Blocks(*zip(*axes, strict=True)) if axes else Blocks((), (), ())
+
+
 def few_phases(w: Window) -> bool:
     """Whether few enough windows and phases are unrolled."""
-    return math.prod(_reach(w)) <= WINDOWS_AT_ONCE and max(math.prod(_block_sizes(w)), w.taps) <= PHASES_AT_ONCE
-
-
-def windows_of_a_pixel(w: Window) -> int:
-    """How many windows reach a pixel at most."""
-    return math.prod(_reach(w))
+    blocks = blocks_of(w)
+    return math.prod(blocks.reach) <= WINDOWS_AT_ONCE and max(math.prod(blocks.sizes), w.taps) <= PHASES_AT_ONCE
 
 
 def winners_gathered(delta: jax.Array, winners: jax.Array, w: Window) -> jax.Array:
@@ -61,29 +75,28 @@ def winners_separably(delta: jax.Array, winners: jax.Array, w: Window) -> jax.Ar
 
 def winners_per_phase(delta: jax.Array, winners: jax.Array, w: Window) -> jax.Array:
     """The same phase by phase: a window that reaches a phase has one constant tap there."""
-    w = w._replace(strides=_block_sizes(w))
-    axes, reach = spatial_axes(w, delta.ndim), _reach(w)
-    delta, winners = _pad_windows(w, delta, 0), _pad_windows(w, _as_int32(winners), w.taps)
+    blocks, axes = blocks_of(w), spatial_axes(w, delta.ndim)
+    delta, winners = _pad_windows(w, blocks, delta, 0), _pad_windows(w, blocks, _as_int32(winners), w.taps)
 
     def sum_of(phase: tuple[int, ...]) -> jax.Array:
-        total = jnp.zeros_like(delta, shape=(*delta.shape[: axes.start], *_blocks(w), delta.shape[-1]))
-        for starts in itertools.product(*map(range, reach)):
-            steps = [most - 1 - start for most, start in zip(reach, starts, strict=True)]
-            offsets = [j * s + p for j, s, p in zip(steps, w.strides, phase, strict=True)]
+        total = jnp.zeros_like(delta, shape=(*delta.shape[: axes.start], *blocks.counts, delta.shape[-1]))
+        for starts in itertools.product(*map(range, blocks.reach)):
+            steps = [most - 1 - start for most, start in zip(blocks.reach, starts, strict=True)]
+            offsets = [j * s + p for j, s, p in zip(steps, blocks.sizes, phase, strict=True)]
             places = [divmod(offset, d) for offset, d in zip(offsets, w.dilation, strict=True)]
             if all(rest == 0 and t < k for (t, rest), k in zip(places, w.window_shape, strict=True)):
                 tap = int(np.ravel_multi_index([t for t, _ in places], w.window_shape))
-                won = _one_window_of_each_block(w, winners, starts) == tap
-                total = total + jnp.where(won, _one_window_of_each_block(w, delta, starts), 0)
+                won = _one_window_of_each_block(axes, blocks, winners, starts) == tap
+                total = total + jnp.where(won, _one_window_of_each_block(axes, blocks, delta, starts), 0)
         return total
 
     def stacked(phase: tuple[int, ...]) -> jax.Array:
         i = len(phase)
         if i == w.rank:
             return sum_of(phase)
-        return jnp.stack([stacked((*phase, p)) for p in range(w.strides[i])], axis=axes[i] + 1)
+        return jnp.stack([stacked((*phase, p)) for p in range(blocks.sizes[i])], axis=axes[i] + 1)
 
-    return _pixels(w, stacked(()))
+    return _pixels(w, blocks, stacked(()))
 
 
 def unpool(values: jax.Array, winners: jax.Array, w: Window) -> jax.Array:
@@ -146,76 +159,73 @@ def _gather_windows(w: Window, writes: Sequence[Write], winners: jax.Array | Non
     winners every pixel that it covers.
     """
     like = writes[0].values
-    w = w._replace(strides=_block_sizes(w))
-    axes, reach, blocks = spatial_axes(w, like.ndim), _reach(w), _blocks(w)
-    padded = [_pad_windows(w, each.values, 0) for each in writes]
-    padded_winners = None if winners is None else _pad_windows(w, winners, w.taps)
-    phased = [size for b, s in zip(blocks, w.strides, strict=True) for size in (b, s)]
+    axes, blocks = spatial_axes(w, like.ndim), blocks_of(w)
+    padded = [_pad_windows(w, blocks, each.values, 0) for each in writes]
+    padded_winners = None if winners is None else _pad_windows(w, blocks, winners, w.taps)
+    phased = [size for both in zip(blocks.counts, blocks.sizes, strict=True) for size in both]
     shape = (*like.shape[: axes.start], *phased, like.shape[-1])
 
     def fold_window(starts: Sequence[Any], totals: list[jax.Array]) -> list[jax.Array]:
         """Fold in, for every block, the window `starts` windows behind the first that reaches it."""
 
         def view(a: jax.Array) -> jax.Array:
-            return jnp.expand_dims(
-                _one_window_of_each_block(w, a, starts), [axis + 1 + i for i, axis in enumerate(axes)]
-            )
+            a = _one_window_of_each_block(axes, blocks, a, starts)
+            return jnp.expand_dims(a, [axis + 1 + i for i, axis in enumerate(axes)])
 
-        tap, reaches = _tap(w, [most - 1 - start for most, start in zip(reach, starts, strict=True)], axes.start)
+        steps = [most - 1 - start for most, start in zip(blocks.reach, starts, strict=True)]
+        tap, reaches = _tap(w, blocks, steps, axes.start)
         if padded_winners is not None:
             reaches &= view(padded_winners) == tap
         return [each.fold(t, view(a), reaches) for t, a, each in zip(totals, padded, writes, strict=True)]
 
     totals = [jnp.full_like(each.values, each.otherwise, shape=shape) for each in writes]
-    if math.prod(reach) <= WINDOWS_AT_ONCE:
-        for starts in itertools.product(*map(range, reach)):
+    if math.prod(blocks.reach) <= WINDOWS_AT_ONCE:
+        for starts in itertools.product(*map(range, blocks.reach)):
             totals = fold_window(starts, totals)
     else:
         totals = lax.fori_loop(
-            0, math.prod(reach), lambda i, totals: fold_window(jnp.unravel_index(i, tuple(reach)), totals), totals
+            0,
+            math.prod(blocks.reach),
+            lambda i, totals: fold_window(jnp.unravel_index(i, blocks.reach), totals),
+            totals,
         )
-    return [_pixels(w, total) for total in totals]
+    return [_pixels(w, blocks, total) for total in totals]
 
 
-def _blocks(w: Window) -> list[int]:
-    """How many blocks, of stride-many pixels, cover the input along each axis."""
-    return [max_dim(-(-(low + n) // s), 0) for (low, _), n, s in zip(w.padding, w.input_shape, w.strides, strict=True)]
-
-
-def _pad_windows(w: Window, a: jax.Array, fill: int) -> jax.Array:
+def _pad_windows(w: Window, blocks: Blocks, a: jax.Array, fill: int) -> jax.Array:
     """One value for each window, padded so that every block is reached by equally many."""
-    facts = zip(_reach(w), _blocks(w), w.output_shape, strict=True)
+    facts = zip(blocks.reach, blocks.counts, w.output_shape, strict=True)
     return pad_axes(a, spatial_axes(w, a.ndim), [(most - 1, b - out) for most, b, out in facts], fill)
 
 
-def _one_window_of_each_block(w: Window, a: jax.Array, starts: Sequence[Any]) -> jax.Array:
+def _one_window_of_each_block(axes: Sequence[int], blocks: Blocks, a: jax.Array, starts: Sequence[Any]) -> jax.Array:
     """For each block the window `starts` windows behind the first that reaches it."""
-    for axis, start, b in zip(spatial_axes(w, a.ndim), starts, _blocks(w), strict=True):
+    for axis, start, count in zip(axes, starts, blocks.counts, strict=True):
         if isinstance(start, int):
-            a = lax.slice_in_dim(a, start, start + b, axis=axis)
+            a = lax.slice_in_dim(a, start, start + count, axis=axis)
         else:
-            a = lax.dynamic_slice_in_dim(a, start, b, axis)
+            a = lax.dynamic_slice_in_dim(a, start, count, axis)
     return a
 
 
-def _pixels(w: Window, total: jax.Array) -> jax.Array:
+def _pixels(w: Window, blocks: Blocks, total: jax.Array) -> jax.Array:
     """(*batch, *spatial, C) from (*batch, block, phase, ..., C): phases interleaved, then cropped to the input."""
-    pixels = [b * s for b, s in zip(_blocks(w), w.strides, strict=True)]
+    pixels = [count * size for count, size in zip(blocks.counts, blocks.sizes, strict=True)]
     first = total.ndim - 1 - 2 * w.rank
     whole = total.reshape(*total.shape[:first], *pixels, total.shape[-1])
     crop = [(-low, low + n - c) for (low, _), n, c in zip(w.padding, w.input_shape, pixels, strict=True)]
     return pad_axes(whole, spatial_axes(w, whole.ndim), crop, 0)
 
 
-def _tap(w: Window, steps: Sequence[Any], first: int) -> tuple[jax.Array | int, jax.Array | bool]:
+def _tap(w: Window, blocks: Blocks, steps: Sequence[Any], first: int) -> tuple[jax.Array | int, jax.Array | bool]:
     """The tap with which window q - j covers each phase of block q, and whether it covers it; `steps` are the j.
 
     Computed, not looked up: a loop over pixels runs several times faster without a table.
     """
-    shape = [1] * (first + 1) + [size for s in w.strides for size in (s, 1)]
+    shape = [1] * (first + 1) + [size for s in blocks.sizes for size in (s, 1)]
     tap: jax.Array | int = 0
     covered = True
-    for i, (k, d, s, j) in enumerate(zip(w.window_shape, w.dilation, w.strides, steps, strict=True)):
+    for i, (k, d, s, j) in enumerate(zip(w.window_shape, w.dilation, blocks.sizes, steps, strict=True)):
         # A single phase is constant, and needs no array.
         offset = j if s == 1 else j * s + lax.broadcasted_iota(jnp.int32, shape, first + 1 + 2 * i)
         here, between = divmod(offset, d) if isinstance(offset, int) else _divided(offset, d)
@@ -231,19 +241,6 @@ def _divided(a: jax.Array, d: int) -> tuple[jax.Array, jax.Array]:
     """Quotient and remainder of what is not negative. `//` would also correct signs."""
     divisor = jnp.array(d, a.dtype)
     return lax.div(a, divisor), lax.rem(a, divisor)
-
-
-def _block_sizes(w: Window) -> tuple[int, ...]:
-    """The strides. A single window along an axis has a block of its own size."""
-    return tuple(
-        dilated_size(k, d) if out == 1 else s
-        for k, d, s, out in zip(w.window_shape, w.dilation, w.strides, w.output_shape, strict=True)
-    )
-
-
-def _reach(w: Window) -> list[int]:
-    """How many windows reach a pixel along each axis, at most."""
-    return [-(-dilated_size(k, d) // s) for k, d, s in zip(w.window_shape, w.dilation, _block_sizes(w), strict=True)]
 
 
 def _axis_alone(w: Window, i: int, values: jax.Array) -> Window:

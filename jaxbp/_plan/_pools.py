@@ -1,6 +1,8 @@
 """Which algorithm evaluates a map of a pool, on every platform."""
 
-from .._algorithms._upsample import windows_of_a_pixel
+import math
+
+from .._algorithms._upsample import blocks_of
 from .._geometry import PoolProblem, Window, read_padding, transposed
 from ._row import Row, always
 
@@ -14,13 +16,17 @@ def _is_short(w: Window) -> bool:
     return w.taps <= FEW_TAPS and (w.rank == 1 or (w.rank == 2 and any(max(pair) > 0 for pair in read_padding(w))))
 
 
-def _overlap(p: PoolProblem) -> bool:
-    """Whether several windows reach a pixel."""
-    return windows_of_a_pixel(p.window) > 1
+def _windows_of_a_pixel(p: PoolProblem) -> int:
+    """How many windows reach a pixel at most."""
+    return math.prod(blocks_of(p.window).reach)
 
 
 SEPARABLE = "large window: one axis after the other, by runs of 1, 2, 4, ... pixels"
-PER_PHASE = Row(_overlap, "per_phase", "windows overlap: in each phase of pixels a window has one constant tap")
+PER_PHASE = Row(
+    lambda p: _windows_of_a_pixel(p) > 1,
+    "per_phase",
+    "windows overlap: in a phase of pixels a window has one constant tap",
+)
 TABLES = {
     "max_pool": [
         Row(lambda p: p.window.taps <= TAPS_AT_ONCE, "views", "small window: one shifted view of the input per tap"),
@@ -34,7 +40,7 @@ TABLES = {
     "upsample_chosen": [
         PER_PHASE,
         Row(
-            lambda p: windows_of_a_pixel(p.window) <= WINDOWS_AT_ONCE,
+            lambda p: _windows_of_a_pixel(p) <= WINDOWS_AT_ONCE,
             "gather",
             "few windows reach a pixel: compare the winner of each with the pixel's tap",
         ),
