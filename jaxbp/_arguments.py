@@ -1,7 +1,7 @@
 """Array arguments, checked once at the door of every public op."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import reduce
 from typing import Any, TypeVar, cast
@@ -33,7 +33,9 @@ def keeping_64_bits(function: F) -> F:
 
     @functools.wraps(function)
     def inner(*args: Any, **keywords: Any) -> Any:
-        with full_width((args, keywords)):
+        # JAX refuses to look for arrays in iterators.
+        given = [value for value in (*args, *keywords.values()) if not isinstance(value, Iterator)]
+        with full_width(given):
             return function(*args, **keywords)
 
     return cast(F, inner)
