@@ -11,7 +11,7 @@ import numpy as np
 from ._call import is_inexact, words
 from ._hints import name_mistake
 from ._judge import FLOOR, Judgement, excess, in_double, judge, largest_entry, same_in_double
-from ._mistakes import alternatives, depends_wrongly_on_delta, leaks
+from ._mistakes import alternatives, depends_wrongly_on_delta, ignored_outputs, leaks
 from ._report import Row
 from ._slopes import Line, Sides, between_the_slopes, by_slopes_alone, draw_direction, slope
 from ._witnesses import Look, ask_in_float32, natural_size
@@ -250,6 +250,8 @@ def gradient_hint(look: Look, at: int, found: Judgement, rng: np.random.Generato
         found = found._replace(manual=precise.astype(precise.dtype), limit=1.0, unit=unit or 1e-300)
     if text := depends_wrongly_on_delta(look, at, rng):
         return text
+    if ignored := ignored_outputs(look, at):
+        return f"{ignored} not counted: a cotangent is ignored"
     survives = None if right is None else not right
     text = hint_for(found, alternatives(look, at, exact=survives is True), survives)
     place = (

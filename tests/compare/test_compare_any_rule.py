@@ -482,6 +482,35 @@ def test_hints_say_what_happened():
     assert named(jnp.sin, lambda r, g: (jnp.cos(r[0]) * g * jnp.abs(g),), x) == "manual is not linear in delta"
 
 
+def test_hints_name_a_factor_and_a_sum_over_too_many_axes():
+    x, w = normal(6, 3), normal(3, seed=1)
+    cube = named(lambda x: x**3, lambda r, g: (3 * g * r[0] ** 3,), x)
+    assert cube == "manual = automatic times x: a factor too many"
+    forgotten = named(lambda x, w: x * w[None], lambda r, g: (g, (g * r[0]).sum(0)), x, w)
+    assert forgotten == "manual = automatic divided by w: a factor is missing"
+    for part, words in (("sum", "axis 0"), ("mean", "axis 0")):
+        total = lambda r, g, part=part: (g, jnp.full(3, getattr(g.sum(0), part)()))  # noqa: E731
+        text = named(lambda x, b: x + b[None], total, x, w)
+        assert text == f"manual = the {part} of automatic along {words}: a {part} over too many axes"
+
+
+def test_hints_name_outputs_that_are_not_counted():
+    """As where a batch norm returns its statistics, too."""
+
+    def normed(x):
+        mean, var = x.mean(0), x.var(0)
+        return (x - mean[None]) * jax.lax.rsqrt(var + 1e-5)[None], mean, var
+
+    def backward(outputs):
+        def rule(kept, delta):
+            return jax.vjp(normed, *kept)[1](tuple(d if at in outputs else 0 * d for at, d in enumerate(delta)))
+
+        return rule
+
+    assert named(normed, backward({0}), normal(7, 4)) == "outputs 1, 2 are not counted: a cotangent is ignored"
+    assert named(normed, backward({0, 2}), normal(7, 4)) == "output 1 is not counted: a cotangent is ignored"
+
+
 def attention(mask):
     def attend(q, k, v):
         scores = jnp.where(mask, q @ k.T, -1e30)
@@ -509,8 +538,10 @@ def test_an_exception_names_its_line():
             raise NotImplementedError
         return (2 * g,)
 
-    text = str(quick(ruled(lambda x: 2 * x, backward), jnp.arange(3.0)))
+    report = quick(ruled(lambda x: 2 * x, backward), jnp.arange(3.0), probe=True)
+    text = str(report)
     assert "NotImplementedError (in backward," in text and "test_compare_any_rule.py" in text.replace("\n      ", "")
+    assert not report.notes
 
 
 # For writers of kernels
