@@ -119,12 +119,14 @@ class Look(NamedTuple):
     """All witnesses at one set of arguments.
 
     Each is a list of arrays, values first and then gradients, or the exception that was raised; `plain` are lists of
-    values alone, computed without differentiation. `problem` says why there are none. `forward` and `pull` are the
+    values alone, computed without differentiation. `backward` are the programs of `functions`, made once, so that
+    what JAX compiles of them is compiled once. `problem` says why there are none. `forward` and `pull` are the
     function and its gradient in float64, `rule` the same for the rule itself.
     """
 
     call: Call
     functions: Functions
+    backward: list[Callable]
     variables: tuple
     fixed: tuple
     cotangents: list
@@ -224,6 +226,7 @@ def ask(
     return Look(
         call,
         functions,
+        backward,
         *operands,
         plain,
         theirs,
