@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from jax import lax
 from jax.experimental import pallas as pl
-from other_checks import complains, is_vague, with_torch
+from other_checks import OTHERS, TORCH, complains, is_vague, with_torch
 
 from jaxbp import compare
 
@@ -409,22 +409,24 @@ def ask_about_right_rules(tools):
         yield Asked(f"{name} {dtype}: {report}", [not report.ok, *theirs])
 
 
-def line(title, asked):
-    """One row of the README's table."""
-    columns = [len(asked), *map(sum, zip(*(case.alarms for case in asked), strict=True))]
+def line(title, asked, missing):
+    """One row of the README's table, `missing` tools at its end."""
+    columns = [len(asked), *map(sum, zip(*(case.alarms for case in asked), strict=True)), *missing]
     return f"| {title} | {' | '.join(map(str, columns))} |"
 
 
 def main():
     """Print the README's lines; 1 if a mistake is missed, a right rule rejected, or a hint wrong."""
     tools = with_torch()
+    missing = [] if TORCH in tools else ["not installed"]
     mistakes, right = list(ask_about_mistakes(tools)), list(ask_about_right_rules(tools))
     given = [asked for asked in mistakes if asked.alarms[0] and (asked.named or not is_vague(asked.hints))]
     named = [asked for asked in given if asked.named]
     bad = [asked for asked in mistakes if not asked.alarms[0]] + [asked for asked in given if not asked.named]
     bad += [asked for asked in right if asked.alarms[0]]
-    print(f"| | cases | `jaxbp.check_vjp` | {' | '.join(tools)} |", "| --- " * (3 + len(tools)) + "|", sep="\n")
-    print(line(FOUND, mistakes), line(REJECTED, right), sep="\n")
+    heads = ["", "cases", "`jaxbp.check_vjp`", *OTHERS, TORCH]
+    print(f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|", sep="\n")
+    print(line(FOUND, mistakes, missing), line(REJECTED, right, missing), sep="\n")
     print(f"\nNamed: {len(named)} of {len(mistakes)}. Precision of hints: {len(named) / max(len(given), 1):.3f}")
     print("", *(asked.case for asked in bad), sep="\n")
     return bool(bad)
