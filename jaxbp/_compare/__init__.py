@@ -34,12 +34,13 @@ import numpy as np
 from .._arguments import keeping_64_bits
 from ._call import Call, is_inexact, outputs, pull_back, read_call, require_known, title, titles, words
 from ._cost import Cost, measure
+from ._double import run
 from ._probes import probe_rows
 from ._report import Comparison, Row
 from ._rows import Wishes, failed, gradient_rows
 from ._transforms import TRANSFORMS, determinism_row, transform_rows
 from ._wide import Walk, without_rules
-from ._witnesses import Functions, Look, ask, run
+from ._witnesses import Functions, Look, ask
 
 
 @keeping_64_bits
@@ -296,7 +297,8 @@ def _functions(manual: Any, automatic: Any, surrogate: Any, call: Call, variable
         )
     plain = manual if stripped is None else stripped
     if surrogate is not None:
-        return Functions(manual, *2 * (_with_gradient_of(plain, surrogate),))
+        meant = _with_gradient_of(plain, surrogate)
+        return Functions(manual, meant, meant, surrogate)
     if decorated is not None and not differentiates(plain) and differentiates(decorated):
         return Functions(manual, decorated, decorated)
     return Functions(manual, plain, plain if decorated is None else decorated)

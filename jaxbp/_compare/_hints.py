@@ -87,6 +87,8 @@ def _factor(manual: np.ndarray, reference: np.ndarray, tolerance: float) -> str:
     if not factor:
         return ""
     resolution = 4 * tolerance / np.abs(reference).max()
+    if resolution > 0.1:  # nearly every factor would be a whole number
+        return "" if abs(factor - 1) <= resolution else f"manual = about {factor:.2g} x automatic"
     if abs(factor + 1) <= resolution:
         return "manual = -automatic: the sign is wrong"
     if 0 < factor < 0.75 and abs(1 / factor - round(1 / factor)) <= max(1e-4, resolution / factor**2):

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from ._call import pull_back
+from ._double import Arrays, run
 from ._judge import in_double, largest_entry
 from ._wide import Wide
-from ._witnesses import Arrays, Look, normal, run
+from ._witnesses import Look, normal
 
 # Output indices that are pulled back one by one.
 _MOST_INDICES = 32
@@ -140,10 +141,11 @@ def ignored_outputs(look: Look, at: int) -> str:
 
 
 class _Leak(NamedTuple):
-    """How one index of an output goes wrong: too much, too little or otherwise, and the box of entries it reaches."""
+    """How one index of an output goes wrong: too much, too little or otherwise, and where; and what it does reach."""
 
     verb: str
     box: list[tuple[int, int]]
+    reach: list[tuple[int, int]]
 
 
 def leaks(look: Look, at: int, tolerance: float) -> str:
@@ -177,7 +179,7 @@ def _leaks_along(look: Look, at: int, output: int, axis: int, tolerance: float) 
         }
         for verb, mask in masks.items():
             if mask.any():
-                found[index] = _Leak(verb, _box(mask))
+                found[index] = _Leak(verb, _box(mask), _box(mine != 0) if mine.any() else [])
                 break
     return found
 
@@ -190,6 +192,10 @@ def _box(mask: np.ndarray) -> list[tuple[int, int]]:
 
 def _leak_in_words(found: dict[int, _Leak], name: str, along: str, shape: tuple, length: int) -> str:
     """One sentence on what is wrong for which index of the output; empty where no part stands out."""
+    for axis, size in enumerate(shape):
+        alone = [leak.reach[axis : axis + 1] == [(index, index + 1)] for index, leak in found.items()]
+        if size == length == len(found) and all(alone) and {leak.verb for leak in found.values()} == {"does not reach"}:
+            return f"index i {along} reaches only index i along axis {axis} of {name}: a sum or a mean is missing?"
     narrow = [leak for leak in found.values() if any(b - a < n for (a, b), n in zip(leak.box, shape, strict=True))]
     if not narrow and 0 < len(found) < length and len(verbs := {leak.verb for leak in found.values()}) == 1:
         first, last = min(found), max(found)

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from ._call import words
+from ._double import Arrays, run
 from ._judge import Judgement, differences, in_double, judge, largest_entry, usual_entry
 from ._report import Row
 from ._slopes import between_the_slopes
-from ._witnesses import Arrays, Look, natural_sizes, run
+from ._witnesses import Look, natural_sizes
 
 # Relative to the largest entry, in the rule's own dtype and in float64: what no rounding explains.
 _GROSS = 1e-3

@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from ._call import Call, outputs, second_order, second_order_reverse, words
+from ._double import Arrays, Double, run
 from ._judge import Judgement, excess, judge
 from ._report import Row
 from ._rows import Wishes, filled, hint_for, without_overflow
-from ._witnesses import Arrays, Double, Look, natural_size, natural_sizes, normal, run
+from ._witnesses import Look, natural_size, natural_sizes, normal
 
 Programs = list[Callable[..., Any]]
 TRANSFORMS = ("jit", "vmap", "second", "unused", "constant", "twice")
@@ -165,12 +166,14 @@ def _vmap(look: Look, repeated: Repeated, rng: np.random.Generator) -> list[Row]
 
 
 def _second(look: Look, repeated: Repeated, rng: np.random.Generator) -> list[Row]:
-    """The derivative of the gradient."""
+    """The derivative of the gradient. A surrogate stands for the gradient alone."""
+    if look.functions.surrogate is not None:
+        return []
     # Along an argument whose automatic gradient is not to be trusted, the derivative of any gradient is not either.
     kinks = [at for at, name in enumerate(repeated.names) if name in repeated.trusted]
     moved = [np.zeros(v.shape) if at in kinks else normal(rng, v) for at, v in enumerate(look.variables)]
     operands = (*look.operands, [jnp.asarray(m.astype(v.dtype)) for m, v in zip(moved, look.variables, strict=True)])
-    programs: Programs = [functools.partial(second_order, look.call, f) for f in look.functions]
+    programs: Programs = [functools.partial(second_order, look.call, f) for f in look.functions[:3]]
     (mine, theirs), notes = _runs(programs, operands), ()
     if isinstance(mine, Exception):
         reverse = run(functools.partial(second_order_reverse, look.call, look.functions.manual), *operands)
@@ -180,6 +183,9 @@ def _second(look: Look, repeated: Repeated, rng: np.random.Generator) -> list[Ro
     wanted = Double(programs[1], operands, programs[2])
     sizes = functools.cache(functools.partial(natural_sizes, wanted, operands, rng))
     row = repeated.row("second", mine, theirs, wanted.first, list(look.variables), repeated.names, sizes, kinks)
+    if notes and row.verdict == "WRONG" and repeated.wrong:
+        # By reverse over reverse a wrong gradient goes on to all arguments.
+        row = row._replace(hint=f"{row.hint.split(':')[0]}: as above")
     return [row._replace(notes=notes)]
 
 

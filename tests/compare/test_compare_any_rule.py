@@ -511,6 +511,92 @@ def test_hints_name_outputs_that_are_not_counted():
     assert named(normed, backward({0, 2}), normal(7, 4)) == "output 1 is not counted: a cotangent is ignored"
 
 
+def test_hints_name_a_missing_sum():
+    """A norm's backward pass without its second term takes each entry for itself."""
+
+    def unit(x):
+        return x / jnp.sqrt((x * x).sum(-1, keepdims=True))
+
+    text = named(unit, lambda r, g: (g / jnp.sqrt((r[0] * r[0]).sum(-1, keepdims=True)),), normal(4, 3))
+    assert text == (
+        "index i along axis 1 of the output reaches only index i along axis 1 of x: a sum or a mean is missing?"
+    )
+
+
+def test_a_coarse_dtype_takes_no_factor_for_a_whole_number():
+    """Of second derivatives in bfloat16 only the rule's own dtype is known."""
+    x = normal(6, 8).astype("bfloat16")
+
+    def backward(r, g):
+        cos = jnp.cos(r[0])
+        return (g * (cos + 0.75 * (cos - jax.lax.stop_gradient(cos))),)
+
+    sine = ruled(jnp.sin, backward)
+    report = compare(sine, x, time=False, memory=False, probe=False, transforms="second")
+    assert row_of(report, "second").hint.startswith("x: manual = about 1.7 x automatic"), report
+
+
+def test_a_surrogate_is_never_wrong_and_has_no_second_order():
+    def quantised(x, s):
+        return jnp.round(x / s) * s
+
+    def learnt(x, s):
+        return (x / s + jax.lax.stop_gradient(jnp.round(x / s) - x / s)) * s
+
+    def backward(kept, g):
+        x, s = kept
+        return g, (g * (jnp.round(x / s) - x / s)).sum()
+
+    every = partial(compare, time=False, memory=False)
+    x, s = normal(9), jnp.float32(0.3)
+    right = every(ruled(quantised, backward), x, s, surrogate=learnt)
+    assert right.ok and "second" not in [row.name for row in right.rows], right
+    # The slopes of the values are what the surrogate leaves out on purpose.
+    rounds = ruled(quantised, lambda kept, g: (g, (g * jnp.round(kept[0] / kept[1])).sum()))
+    wrong = every(rounds, x, s, surrogate=learnt, transforms=())
+    assert not wrong.ok and "bits" not in hint_of(wrong), wrong
+
+
+def test_a_kink_of_the_surrogate_is_a_kink():
+    """The probe of ones lies on the edge of the clip."""
+
+    def sign(limit):
+        return ruled(lambda x: jnp.sign(x), lambda kept, g: (jnp.where(jnp.abs(kept[0]) <= limit, g, 0),))
+
+    clip = lambda x: jnp.clip(x, -1, 1)  # noqa: E731
+    every = partial(compare, time=False, memory=False, transforms=(), surrogate=clip)
+    assert every(sign(1), normal(20)).ok
+    assert not every(sign(1.5), normal(20)).ok
+
+
+def fixed_point(tolerance):
+    def solve(w, b):
+        def step(carry):
+            after = jnp.tanh(w @ carry[0] + b)
+            return after, jnp.abs(after - carry[0]).max()
+
+        return jax.lax.while_loop(lambda c: c[1] > tolerance, step, (jnp.zeros_like(b), jnp.ones_like(b[0])))[0]
+
+    return solve
+
+
+@pytest.mark.parametrize("transpose, ok", [(True, True), (False, False)])
+def test_implicit_differentiation_is_as_exact_as_its_loop(transpose, ok):
+    """The loop ends at 1e-5, so the slope of its iterations is 30 eps and more from the solution's."""
+
+    def backward(kept, g):
+        x, w, b = kept
+        matrix = jnp.eye(x.size) - w * (1 - jnp.tanh(w @ x + b) ** 2)[:, None]
+        u = jnp.linalg.solve(matrix.T if transpose else matrix, g)
+        return jax.vjp(lambda w, b: jnp.tanh(w @ x + b), w, b)[1](u)
+
+    solve = fixed_point(1e-5)
+    rule = ruled(solve, backward, lambda w, b: ((x := solve(w, b)), (x, w, b)))
+    report = compare(rule, 0.3 * normal(4, 4), normal(4, seed=1), time=False, memory=False)
+    assert report.ok is ok, report
+    assert any("run further, the rule is right in float64" in note for note in report.rows[1].notes) is ok
+
+
 def attention(mask):
     def attend(q, k, v):
         scores = jnp.where(mask, q @ k.T, -1e30)
