@@ -363,6 +363,25 @@ def test_finite_where_plain_autodiff_is_nan():
     assert three.ok and "subgradient: between the one-sided slopes at [1]" in str(three), three
 
 
+@pytest.mark.parametrize("share, ok", [("first", True), ("equal", True), ("all", False)])
+def test_a_maximum_has_one_winner(share, ok):
+    """Each of two equal entries may have the gradient, but not both."""
+
+    def backward(kept, g):
+        x = kept[0]
+        won = (x == x.max(-1, keepdims=True)).astype(x.dtype)
+        first = jax.nn.one_hot(x.argmax(-1), x.shape[-1])
+        part = {"first": first, "equal": won / won.sum(-1, keepdims=True), "all": won}[share]
+        return (part * g[:, None],)
+
+    largest = ruled(lambda x: x.max(-1), backward)
+    ties = quick(largest, jnp.asarray([[1.0, 3.0, 3.0], [2.0, 0.0, 1.0]]))
+    assert ties.ok is ok, ties
+    assert "bits" not in str(ties)
+    probed = quick(largest, normal(3, 4), probe=True)
+    assert probed.ok is ok and row_of(probed, "x").ok, probed
+
+
 def test_second_order_leaves_out_what_automatic_has_wrong():
     """Where the weight is 0 plain autodiff takes the other branch, and so does its derivative along the weight."""
 
