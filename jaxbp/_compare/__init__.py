@@ -18,6 +18,7 @@ In bfloat16 and float16 a mistake could hide: there a second look asks the same 
 Where the terms of a sum cancel, eps of the result says nothing about rounding. So before a row is called wrong, the
 reference is evaluated for cotangents with random signs too: the same terms, but not cancelling.
 Where automatic is not finite, or has a kink, one-sided slopes decide: any value between them is right.
+Where a loop ends at a tolerance, as a solver's does, it runs further in float64 before a row is called wrong.
 """
 
 from __future__ import annotations
@@ -77,7 +78,8 @@ def compare(
         automatic: the same function without the rule. By default every custom rule in `manual`, at any depth (jit,
             checkpoint, loops, methods), is replaced by its plain function; Pallas kernels run block by block.
         surrogate: for rules that are wrong on purpose (straight-through, clipping, reversal): a function whose
-            gradient `manual` is meant to have. The values are still compared with the plain function's.
+            gradient `manual` is meant to have. The values are still compared with the plain function's; second order
+            is left out.
         cases: further argument tuples, compared like `args` (or in place of them): sizes just below, at and above a
             tile's, batch 1 and many, rows that are masked, arguments left out. A failing row names its case.
         argnums: which positional arguments to differentiate; by default all that hold floats, keywords included.

@@ -1,4 +1,4 @@
-"""Mistakes of real bug reports rebuilt, and right rules of many kinds: what check_vjp, JAX and chex say of them.
+"""Mistakes of real bug reports rebuilt, and right rules of many kinds: what check_vjp, JAX, chex and torch say of them.
 
 By default a part of them runs, with check_vjp alone; the others carry the marker exhaustive, and
 
