@@ -164,23 +164,27 @@ def between_the_slopes(look: Look, at: int, found: Judgement, first_only: bool =
             sides = sides._replace(refused=sides.refused or entry)
             if first_only:
                 return sides
-    if len(sides.allowed) > 1 and not _allowed_together(line, sides.allowed, manual, found):
+    if sides.allowed and not _allowed_together(line, sides.allowed, manual, found):
         return Sides([], sides.unknown, sides.allowed[0])
     return sides
 
 
 def _allowed_together(line: Line, entries: list[tuple[int, ...]], manual: np.ndarray, found: Judgement) -> bool:
-    """Whether entries are between the slopes when they move as one: a maximum has one winner, whoever that is."""
+    """Whether equal entries are between the slopes when they move as one: a maximum has one winner, whoever that is."""
     step = (1e-6 if line.exact else 1e-2) * usual_entry(line.middle)
-    moved = np.zeros_like(line.middle)
-    moved[tuple(zip(*entries, strict=True))] = step
-    # Output by output, as each may be at another side of its kink.
-    above, below = line.rise(moved) / step, line.rise(-moved) / -step
-    low, high = float(np.minimum(above, below).sum()), float(np.maximum(above, below).sum())
-    if not np.isfinite([low, high]).all():
-        return True
-    room = 1e-4 * max(abs(low), abs(high)) + len(entries) * found.limit * found.unit
-    return bool(low - room <= sum(manual[entry] for entry in entries) <= high + room)
+    for value in {float(line.middle[entry]) for entry in entries}:
+        equal = line.middle == value
+        number = int(equal.sum())
+        # Output by output, as each may be at another side of its kink.
+        above, below = line.rise(equal * step) / step, line.rise(equal * -step) / -step
+        low, high = float(np.minimum(above, below).sum()), float(np.maximum(above, below).sum())
+        total = float(manual[equal].sum())
+        if number == 1 or line.blind.any() or not np.isfinite([low, high, total]).all():
+            continue
+        room = 1e-4 * max(abs(low), abs(high)) + number**0.5 * found.limit * found.unit
+        if not low - room <= total <= high + room:
+            return False
+    return True
 
 
 def _allowed(

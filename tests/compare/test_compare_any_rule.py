@@ -363,7 +363,7 @@ def test_finite_where_plain_autodiff_is_nan():
     assert three.ok and "subgradient: between the one-sided slopes at [1]" in str(three), three
 
 
-@pytest.mark.parametrize("share, ok", [("first", True), ("equal", True), ("all", False)])
+@pytest.mark.parametrize("share, ok", [("first", True), ("equal", True), ("all", False), ("none", False)])
 def test_a_maximum_has_one_winner(share, ok):
     """Each of two equal entries may have the gradient, but not both."""
 
@@ -371,7 +371,8 @@ def test_a_maximum_has_one_winner(share, ok):
         x = kept[0]
         won = (x == x.max(-1, keepdims=True)).astype(x.dtype)
         first = jax.nn.one_hot(x.argmax(-1), x.shape[-1])
-        part = {"first": first, "equal": won / won.sum(-1, keepdims=True), "all": won}[share]
+        lost = jnp.where(won.sum(-1, keepdims=True) > 1, 0, won)
+        part = {"first": first, "equal": won / won.sum(-1, keepdims=True), "all": won, "none": lost}[share]
         return (part * g[:, None],)
 
     largest = ruled(lambda x: x.max(-1), backward)
