@@ -156,7 +156,7 @@ MISTAKES = (
     Mistake("window one too narrow", attention(WINDOW, WINDOW & ~np.tril(CAUSAL, -2)), QKV, ("does not reach",)),
     Mistake("padded keys not masked", attention(KEYS, np.ones((8, 8), bool)), QKV, ("lie in [6:8, :]",)),
     Mistake("scale of the scores forgotten", change(0, lambda d, *_: 2 * d)(partial(attend, CAUSAL)), QKV, ("2 x automatic",)),
-    Mistake("softmax without its sum", ruled(lambda z: jax.nn.softmax(z), lambda r, g: (jax.nn.softmax(r[0]) * g,)), ((4, 6),)),
+    Mistake("softmax without its sum", ruled(lambda z: jax.nn.softmax(z), lambda r, g: (jax.nn.softmax(r[0]) * g,)), ((4, 6),), ("a sum or a mean is missing",)),
     Mistake("dropout with another key", as_another(dropped, partial(dropped, key=KEY + 1)), ((8, 9),), ("leaks into",)),
     Mistake("dropout without its scale", as_another(dropped, partial(dropped, keep=1.0)), ((8, 9),), ("0.75 x automatic",)),
     Mistake("dropout's mask forgotten", ruled(dropped, lambda r, g: (g / jnp.asarray(0.75, g.dtype),)), ((8, 9),), ("leaks into",)),
