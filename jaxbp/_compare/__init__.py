@@ -18,6 +18,7 @@ In bfloat16 and float16 a mistake could hide: there a second look asks the same 
 Where the terms of a sum cancel, eps of the result says nothing about rounding. So before a row is called wrong, the
 reference is evaluated for cotangents with random signs too: the same terms, but not cancelling.
 Where automatic is not finite, or has a kink, one-sided slopes decide: any value between them is right.
+Where a loop ends at a tolerance, as a solver's does, it runs further in float64 before a row is called wrong.
 """
 
 from __future__ import annotations
@@ -34,12 +35,13 @@ import numpy as np
 from .._arguments import keeping_64_bits
 from ._call import Call, is_inexact, outputs, pull_back, read_call, require_known, title, titles, words
 from ._cost import Cost, measure
+from ._double import run
 from ._probes import probe_rows
 from ._report import Comparison, Row
 from ._rows import Wishes, failed, gradient_rows
 from ._transforms import TRANSFORMS, determinism_row, transform_rows
 from ._wide import Walk, without_rules
-from ._witnesses import Functions, Look, ask, run
+from ._witnesses import Functions, Look, ask
 
 
 @keeping_64_bits
@@ -76,7 +78,8 @@ def compare(
         automatic: the same function without the rule. By default every custom rule in `manual`, at any depth (jit,
             checkpoint, loops, methods), is replaced by its plain function; Pallas kernels run block by block.
         surrogate: for rules that are wrong on purpose (straight-through, clipping, reversal): a function whose
-            gradient `manual` is meant to have. The values are still compared with the plain function's.
+            gradient `manual` is meant to have. The values are still compared with the plain function's; second order
+            is left out.
         cases: further argument tuples, compared like `args` (or in place of them): sizes just below, at and above a
             tile's, batch 1 and many, rows that are masked, arguments left out. A failing row names its case.
         argnums: which positional arguments to differentiate; by default all that hold floats, keywords included.
@@ -296,7 +299,8 @@ def _functions(manual: Any, automatic: Any, surrogate: Any, call: Call, variable
         )
     plain = manual if stripped is None else stripped
     if surrogate is not None:
-        return Functions(manual, *2 * (_with_gradient_of(plain, surrogate),))
+        meant = _with_gradient_of(plain, surrogate)
+        return Functions(manual, meant, meant, surrogate)
     if decorated is not None and not differentiates(plain) and differentiates(decorated):
         return Functions(manual, decorated, decorated)
     return Functions(manual, plain, plain if decorated is None else decorated)

@@ -250,7 +250,7 @@ def _own_reports(args: argparse.Namespace, reports: list[tuple[str, Comparison]]
         name = f"{case.op}({', '.join(words)})"
         reports.append((name, report))
         errors = [(row.manual_error or 0.0, row.automatic_error or 0.0) for row in report.rows]
-        worst = max(errors)
+        worst = list(map(max, zip(*errors, strict=True)))
         print(f"{name:<66} {worst[0]:9.2g} {worst[1]:9.2g}  {'ok' if report.ok else 'WRONG'}", flush=True)
         if args.verbose or args.time or not report.ok:
             print(f"\n{report}\n")
@@ -291,7 +291,7 @@ def _load(target: str) -> Callable:
             raise ValueError(f"{place} has no {name}")
         found = getattr(found, part)
     if not callable(found):
-        raise ValueError(f"{target} is a {type(found).__name__}, not a function")
+        raise ValueError(f"{target} is {found!r:.40}, not a function")
     return found
 
 

@@ -35,7 +35,7 @@ def name_mistake(
         return "manual is all zeros (or the rule returns None here)"
     sentence = "" if survives else _rounded(manual, reference)
     # With one entry every mistake looks like a factor, so other explanations come first.
-    checks = [_factor, _conjugate, _axes, _confined, _shifted] if manual.size > 1 else []
+    checks = [_factor, _conjugate, _axes, _summed, _confined, _shifted] if manual.size > 1 else []
     for check in checks:
         sentence = sentence or check(manual, reference, tolerance)
     if sentence:
@@ -87,6 +87,8 @@ def _factor(manual: np.ndarray, reference: np.ndarray, tolerance: float) -> str:
     if not factor:
         return ""
     resolution = 4 * tolerance / np.abs(reference).max()
+    if resolution > 0.1:  # nearly every factor would be a whole number
+        return "" if abs(factor - 1) <= resolution else f"manual = about {factor:.2g} x automatic"
     if abs(factor + 1) <= resolution:
         return "manual = -automatic: the sign is wrong"
     if 0 < factor < 0.75 and abs(1 / factor - round(1 / factor)) <= max(1e-4, resolution / factor**2):
@@ -119,6 +121,19 @@ def _axes(manual: np.ndarray, reference: np.ndarray, tolerance: float) -> str:
         swapped = np.swapaxes(reference, first, second)
         if swapped.shape == manual.shape and not _differs(manual, swapped, tolerance).any():
             return f"manual = automatic with axes {first} and {second} swapped"
+    return ""
+
+
+def _summed(manual: np.ndarray, reference: np.ndarray, tolerance: float) -> str:
+    """manual is the same along some axes: the sum or the mean of automatic along them."""
+    long = [axis for axis in range(manual.ndim) if manual.shape[axis] > 1]
+    axes = tuple(axis for axis in long if not _differs(manual, manual.take([0], axis), 2 * tolerance).any())
+    count = np.prod([manual.shape[axis] for axis in axes]) if axes else 0
+    for text, divisor in (("sum", 1), ("mean", count)) if axes else ():
+        other = np.broadcast_to(reference.sum(axes, keepdims=True) / divisor, manual.shape)
+        if not _differs(manual, other, tolerance * count / divisor).any():
+            where = f"axis {axes[0]}" if len(axes) == 1 else f"axes {axes}"
+            return f"manual = the {text} of automatic along {where}: a {text} over too many axes"
     return ""
 
 

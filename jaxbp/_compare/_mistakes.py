@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from ._call import pull_back
+from ._double import Arrays, run
 from ._judge import in_double, largest_entry
 from ._wide import Wide
-from ._witnesses import Arrays, Look, normal, run
+from ._witnesses import Look, normal
 
 # Output indices that are pulled back one by one.
 _MOST_INDICES = 32
@@ -40,6 +41,11 @@ def alternatives(look: Look, at: int, exact: bool) -> Iterator[tuple[str, np.nda
     if exact and look.pull.wide is not None:
         yield from _without_small_constants(look, at)
     for other, variable in enumerate(variables):
+        factor = in_double(variable)
+        if factor.size > 1 and factor.all() and _stretches(factor.shape, right[at].shape):
+            yield f"manual = automatic times {names[other]}: a factor too many", right[at] * factor
+            yield f"manual = automatic divided by {names[other]}: a factor is missing", right[at] / factor
+    for other, variable in enumerate(variables):
         rank = variable.ndim
         spatial = tuple(range(max(rank - 2, 0)))
         for axes in dict.fromkeys([spatial, tuple(range(rank)), *((axis,) for axis in range(rank))]):
@@ -54,10 +60,6 @@ def alternatives(look: Look, at: int, exact: bool) -> Iterator[tuple[str, np.nda
                 yield f"manual = the gradient for {names[other]} transposed: a transpose too much or too few", gradient
     for output, cotangent in enumerate(cotangents):
         others = [jnp.zeros_like(c) for c in cotangents]
-        if len(cotangents) > 1:
-            kept = [*cotangents[:output], others[output], *cotangents[output + 1 :]]
-            for gradient in gradients(variables, kept)[at : at + 1]:
-                yield f"output {output} is not counted", gradient
         for axis, length in enumerate(cotangent.shape):
             for index in dict.fromkeys([0, length - 1]) if length > 1 else ():
                 masked = [*others[:output], _only(cotangent, axis, index), *others[output + 1 :]]
@@ -65,6 +67,12 @@ def alternatives(look: Look, at: int, exact: bool) -> Iterator[tuple[str, np.nda
                     yield f"only index {index} along axis {axis} of the output is counted", gradient
                     text = f"index {index} along axis {axis} of the output is not counted"
                     yield text, right[at] - gradient
+
+
+def _stretches(shape: tuple[int, ...], whole: tuple[int, ...]) -> bool:
+    """Whether an array of one shape is broadcast to the other."""
+    pairs = zip(reversed(shape), reversed(whole), strict=False)
+    return len(shape) <= len(whole) and all(size in (1, full) for size, full in pairs)
 
 
 def _without_small_constants(look: Look, at: int) -> Iterator[tuple[str, np.ndarray]]:
@@ -119,11 +127,25 @@ def depends_wrongly_on_delta(look: Look, at: int, rng: np.random.Generator) -> s
     return ""
 
 
+def ignored_outputs(look: Look, at: int) -> str:
+    """Outputs whose cotangents have no part in a gradient, and should."""
+    ignored = []
+    for output in range(min(len(look.cotangents), 8)):
+        alone = [c if at == output else jnp.zeros_like(c) for at, c in enumerate(look.cotangents)]
+        right, mine = look.pull(look.variables, look.fixed, alone), _rule(look, at, alone)
+        if not isinstance(right, Exception) and mine is not None and not mine.any():
+            ignored += [output] if right[look.first_gradient + at].any() else []
+    if not 0 < len(ignored) < len(look.cotangents):
+        return ""
+    return f"output {ignored[0]} is" if len(ignored) == 1 else f"outputs {', '.join(map(str, ignored))} are"
+
+
 class _Leak(NamedTuple):
-    """How one index of an output goes wrong: too much, too little or otherwise, and the box of entries it reaches."""
+    """How one index of an output goes wrong: too much, too little or otherwise, and where; and what it does reach."""
 
     verb: str
     box: list[tuple[int, int]]
+    reach: list[tuple[int, int]]
 
 
 def leaks(look: Look, at: int, tolerance: float) -> str:
@@ -157,7 +179,7 @@ def _leaks_along(look: Look, at: int, output: int, axis: int, tolerance: float) 
         }
         for verb, mask in masks.items():
             if mask.any():
-                found[index] = _Leak(verb, _box(mask))
+                found[index] = _Leak(verb, _box(mask), _box(mine != 0) if mine.any() else [])
                 break
     return found
 
@@ -170,6 +192,10 @@ def _box(mask: np.ndarray) -> list[tuple[int, int]]:
 
 def _leak_in_words(found: dict[int, _Leak], name: str, along: str, shape: tuple, length: int) -> str:
     """One sentence on what is wrong for which index of the output; empty where no part stands out."""
+    for axis, size in enumerate(shape):
+        alone = [leak.reach[axis : axis + 1] == [(index, index + 1)] for index, leak in found.items()]
+        if size == length == len(found) and all(alone) and {leak.verb for leak in found.values()} == {"does not reach"}:
+            return f"index i {along} reaches only index i along axis {axis} of {name}: a sum or a mean is missing?"
     narrow = [leak for leak in found.values() if any(b - a < n for (a, b), n in zip(leak.box, shape, strict=True))]
     if not narrow and 0 < len(found) < length and len(verbs := {leak.verb for leak in found.values()}) == 1:
         first, last = min(found), max(found)
@@ -180,7 +206,8 @@ def _leak_in_words(found: dict[int, _Leak], name: str, along: str, shape: tuple,
     # Only what is there too much or too little looks like a mask.
     placed = all(leak.verb != _ELSE for leak in found.values())
     told = placed or len(found) < length
-    if not told or not narrow or (len(found) == length and len(narrow) < length - 1):
+    # Of two or three indices, each that reaches all but its own entries looks like a mask.
+    if not told or not narrow or (len(found) == length and len(narrow) < max(length - 1, 3)):
         return ""
     for axis, size in enumerate(shape if {leak.verb for leak in found.values()} == {"leaks into"} else ()):
         ends = [(leak.box[axis][0], leak.box[axis][1], index) for index, leak in found.items()]

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._call import pull_back, words
+from ._call import words
+from ._double import Arrays, run
 from ._judge import Judgement, differences, in_double, judge, largest_entry, usual_entry
 from ._report import Row
 from ._slopes import between_the_slopes
-from ._witnesses import Arrays, Look, natural_sizes, run
+from ._witnesses import Look, natural_sizes
 
 # Relative to the largest entry, in the rule's own dtype and in float64: what no rounding explains.
 _GROSS = 1e-3
@@ -37,14 +37,16 @@ PROBES = ("zeros", "ones", "equal entries", "large", "small", "negative zero")
 
 def probe_rows(look: Look, skipped: set[str], rng: np.random.Generator) -> tuple[list[Row], tuple[str, ...]]:
     """One row for each probe, and notes; `skipped` are the gradients that are not judged."""
+    if isinstance(look.manual, Exception):
+        return [], ()
     walks = [double.wide.walk for double in (look.forward, look.rule(), look.pull) if double.wide is not None]
     if any(walk.searching for walk in walks):
         return [], ("no probes: a loop ends when its numbers say so, and for other arguments it might not",)
-    if isinstance(look.pull.first, Exception) or not look.pull.exact or isinstance(look.manual, Exception):
+    if isinstance(look.pull.first, Exception) or not look.pull.exact:
         return [], ("no probes: automatic has no gradient in float64",)
-    programs: list[Any] = [jax.jit(functools.partial(pull_back, look.call, f)) for f in look.functions[:2]]
+    programs: list[Any] = list(map(jax.jit, look.backward[:2]))
     if isinstance(run(programs[0], *look.operands), Exception):
-        programs = [functools.partial(pull_back, look.call, f) for f in look.functions[:2]]
+        programs = look.backward[:2]
     rows = []
     for name in PROBES:
         row = Row(name, "probe", None, None, "ok")

@@ -21,7 +21,8 @@ class Row(NamedTuple):
     """One line of a report: the forward value, one argument's gradient, one transformation, probe or case.
 
     `manual_error` and `automatic_error` are in eps of the dtype times the largest entry of the float64
-    reference; `limit` is what `manual_error` may be. `finite_difference` is the distance between the
+    reference; `limit` is what `manual_error` may be. A transformation's row has no `automatic_error` where the verdict
+    does not depend on it. `finite_difference` is the distance between the
     reference's and the measured slope relative to the slope's natural size, None where it was not measured.
     `verdict` is "ok", "WRONG", "not checked" (nothing could judge it), "not supported" (a transformation that JAX or
     the function refuses) or "differs" (two runs of the rule).

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from ._call import outputs
+from ._double import Arrays, run
 from ._judge import Judgement, differences, in_double, largest_entry, usual_entry
-from ._witnesses import Arrays, Look, normal, run
+from ._witnesses import Look, normal
 
 # Entries at a kink that are looked at one by one.
 _MOST_ENTRIES = 32
@@ -31,7 +32,7 @@ class Line:
 
     def __init__(self, look: Look, at: int, of_the_rule: bool = False) -> None:
         self.look, self.at, self.of_the_rule = look, at, of_the_rule
-        self.exact = (look.rule() if of_the_rule else look.forward).exact
+        self.exact = (look.rule() if of_the_rule else look.sloped).exact
         self.step = 1e-5 if self.exact else 1e-2
         self.middle = in_double(look.variables[at])
         self.weights = [in_double(c) for c in look.cotangents]
@@ -45,11 +46,11 @@ class Line:
         variables = [*look.variables[: self.at], moved, *look.variables[self.at + 1 :]]
         if self.of_the_rule:
             results = look.rule()(variables, look.fixed, look.cotangents)
-        elif isinstance(look.forward.first, Exception):
+        elif isinstance(look.sloped.first, Exception):
             variables[self.at] = jnp.asarray(moved.astype(look.variables[self.at].dtype))
             results = run(functools.partial(outputs, look.call, look.functions.automatic), variables, look.fixed)
         else:
-            results = look.forward(variables, look.fixed)
+            results = look.sloped(variables, look.fixed)
         return None if isinstance(results, Exception) else [in_double(a) for a in results[: len(self.weights)]]
 
     def rise(self, displacement: np.ndarray) -> np.ndarray:
@@ -163,7 +164,27 @@ def between_the_slopes(look: Look, at: int, found: Judgement, first_only: bool =
             sides = sides._replace(refused=sides.refused or entry)
             if first_only:
                 return sides
+    if sides.allowed and not _allowed_together(line, sides.allowed, manual, found):
+        return Sides([], sides.unknown, sides.allowed[0])
     return sides
+
+
+def _allowed_together(line: Line, entries: list[tuple[int, ...]], manual: np.ndarray, found: Judgement) -> bool:
+    """Whether equal entries are between the slopes when they move as one: a maximum has one winner, whoever that is."""
+    step = (1e-6 if line.exact else 1e-2) * usual_entry(line.middle)
+    for value in {float(line.middle[entry]) for entry in entries}:
+        equal = line.middle == value
+        number = int(equal.sum())
+        # Output by output, as each may be at another side of its kink.
+        above, below = line.rise(equal * step) / step, line.rise(equal * -step) / -step
+        low, high = float(np.minimum(above, below).sum()), float(np.maximum(above, below).sum())
+        total = float(manual[equal].sum())
+        if number == 1 or line.blind.any() or not np.isfinite([low, high, total]).all():
+            continue
+        room = 1e-4 * max(abs(low), abs(high)) + number**0.5 * found.limit * found.unit
+        if not low - room <= total <= high + room:
+            return False
+    return True
 
 
 def _allowed(
@@ -184,9 +205,9 @@ def _allowed(
         return False
     room = 1e-4 * max(abs(low), abs(high)) + found.limit * found.unit
     kink = high - low > max(1e-4 * max(abs(low), abs(high), size), 4 * found.limit * found.unit)
-    # Plain autodiff can be wrong where branches meet, though both sides have one slope.
+    # Plain autodiff can be wrong where branches meet, though both sides have one slope. A surrogate is never wrong.
     middle = (low + high) / 2
-    misled = abs(reference[entry] - middle) > 1e-2 * max(abs(middle), size)
+    misled = line.look.functions.surrogate is None and abs(reference[entry] - middle) > 1e-2 * max(abs(middle), size)
     return bool(low - room <= manual[entry] <= high + room and (kink or misled or not np.isfinite(reference[entry])))
 
 

@@ -10,11 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._call import Call, outputs, pull_back, second_order, second_order_reverse, words
-from ._judge import excess, judge
+from ._call import Call, outputs, second_order, second_order_reverse, words
+from ._double import Arrays, Double, run
+from ._judge import Judgement, excess, judge
 from ._report import Row
 from ._rows import Wishes, filled, hint_for, without_overflow
-from ._witnesses import Arrays, Double, Look, natural_size, natural_sizes, normal, run
+from ._witnesses import Look, natural_size, natural_sizes, normal
 
 Programs = list[Callable[..., Any]]
 TRANSFORMS = ("jit", "vmap", "second", "unused", "constant", "twice")
@@ -51,7 +52,7 @@ class Repeated:
         self.names = list(look.call.names)
         self.labels = ["forward"] * look.first_gradient + self.names
         self.expected = [*look.plain_automatic, *look.variables]
-        self.programs: Programs = [functools.partial(pull_back, look.call, f) for f in look.functions[:2]]
+        self.programs: Programs = list(look.backward[:2])
 
     def right(self, mine: Arrays | Exception, reference: Arrays | Exception) -> Arrays | Exception:
         """The reference with the rule's own gradients where those are trusted."""
@@ -66,43 +67,49 @@ class Repeated:
         self,
         name: str,
         manual: Any,
-        automatic: Any,
+        automatic: Callable[[], Arrays | Exception],
         reference: Any,
         expected: Sequence[Any] | None = None,
         labels: list[str] | None = None,
         sizes: Callable[[], list[float]] | None = None,
         skip: Iterable[int] = (),
     ) -> Row:
-        """One row; `skip` are the results that cannot be judged."""
+        """One row; `skip` are the results that cannot be judged.
+
+        `automatic` is run only where the verdict depends on it, as compiling it takes as long as all else.
+        """
         row = Row(name, "transform", None, None, "not supported")
         if isinstance(manual, Exception):
             # A rule that needs concrete values fails under jit where automatic does not, and that is a mistake.
-            limit = isinstance(manual, NotImplementedError) or name == "second" or isinstance(automatic, Exception)
+            limit = isinstance(manual, NotImplementedError) or name == "second" or isinstance(automatic(), Exception)
             return row._replace(verdict=row.verdict if limit else "WRONG", hint=f"manual raised {words(manual)}")
-        reference = automatic if isinstance(reference, Exception) else reference
+        reference = automatic() if isinstance(reference, Exception) else reference
         if isinstance(reference, Exception):
             return row._replace(hint=f"nothing to compare with, since automatic raised {words(reference)}")
-        theirs = [None] * len(manual) if isinstance(automatic, Exception) else automatic
         labels, expected = labels or self.labels, expected or self.expected
-        noises = self.look.noise()
-        found = []
-        items = zip(labels, manual, theirs, reference, expected, strict=True)
-        for at, (label, mine, other, right, like) in enumerate(items):
-            if at in skip:
-                continue
-            if label == "forward":
-                mine, _ = without_overflow(mine, right)
-            size = functools.partial(natural_size, sizes or self.look.sizes, at)
-            argument = label.split(" (")[0]
-            further = {"limit": self.wishes.limit_of(argument, argument), "noise": max(noises, default=0.0)}
-            judged = judge(label, mine, other, right, like, size, **further)
-            found.append(judged._replace(ok=judged.ok or judged.excused))
-        if not found:
+        arrays = [(place, *item) for place, item in enumerate(zip(labels, manual, reference, expected, strict=True))]
+        arrays = [item for item in arrays if item[0] not in skip]
+        if not arrays:
             return row._replace(hint="not differentiable here, so there is nothing to compare with")
-        worst = max(found, key=excess)
+        worst = self._worst(arrays, sizes, [None] * len(manual))
+        if not worst.ok and not isinstance(theirs := automatic(), Exception):
+            worst = self._worst(arrays, sizes, theirs)
         seen = worst.label in self.wrong or worst.label.split(" (")[0] in self.wrong
         hint = "" if worst.ok else f"{worst.label}: " + ("as above" if seen else hint_for(worst))
         return filled(row._replace(hint=hint), worst)
+
+    def _worst(self, arrays: list, sizes: Callable[[], list[float]] | None, theirs: Sequence[Any]) -> Judgement:
+        """The worst of the judgements of (place, label, manual, reference, one like it)."""
+        noise, found = max(self.look.noise(), default=0.0), []
+        for place, label, mine, right, like in arrays:
+            if label == "forward":
+                mine, _ = without_overflow(mine, right)
+            size = functools.partial(natural_size, sizes or self.look.sizes, place)
+            argument = label.split(" (")[0]
+            limit = self.wishes.limit_of(argument, argument)
+            judged = judge(label, mine, theirs[place], right, like, size, limit=limit, noise=noise)
+            found.append(judged._replace(ok=judged.ok or judged.excused))
+        return max(found, key=excess)
 
 
 def transform_rows(
@@ -119,17 +126,22 @@ def transform_rows(
     return rows
 
 
+def _runs(programs: Programs, operands: tuple) -> tuple[Arrays | Exception, Callable[[], Arrays | Exception]]:
+    """What the rule's program gives, and automatic's as something to call."""
+    return run(programs[0], *operands), functools.cache(functools.partial(run, programs[1], *operands))
+
+
 def _jit(look: Look, repeated: Repeated, rng: np.random.Generator) -> list[Row]:
     """Compiled, and compiled for several devices where there are some."""
     jitted: Programs = [jax.jit(program) for program in repeated.programs]
     right = repeated.right(look.manual, look.reference)
-    rows = [repeated.row("jit", run(jitted[0], *look.operands), run(jitted[1], *look.operands), right)]
+    rows = [repeated.row("jit", *_runs(jitted, look.operands), right)]
     if jax.device_count() > 1 and jax.process_count() == 1:
         operands, problem = _sharded(look)
         if problem:
             rows.append(Row("sharding", "transform", None, None, "not supported", hint=problem))
         else:
-            sharded = repeated.row("sharding", run(jitted[0], *operands), run(jitted[1], *operands), right)
+            sharded = repeated.row("sharding", *_runs(jitted, operands), right)
             rows.append(sharded._replace(notes=(_collectives(jitted, operands),)))
     return rows
 
@@ -140,7 +152,7 @@ def _vmap(look: Look, repeated: Repeated, rng: np.random.Generator) -> list[Row]
     signs = [jnp.asarray(rng.choice([-1.0, 1.0], c.shape).astype(c.dtype)) for c in look.cotangents]
     both = [jnp.stack([c, s * c]) for c, s in zip(look.cotangents, signs, strict=True)]
     mapped: Programs = [jax.vmap(f, in_axes=(0, None, 0)) for f in repeated.programs]
-    results = [run(f, pair, look.fixed, both) for f in mapped]
+    mine, theirs = _runs(mapped, (pair, look.fixed, both))
     scaled = tuple(v[1] for v in pair), look.fixed, [c[1] for c in both]
     wanted = look.pull(*scaled)
     alone = run(repeated.programs[0], *scaled) if repeated.trusted or isinstance(wanted, Exception) else wanted
@@ -150,27 +162,30 @@ def _vmap(look: Look, repeated: Repeated, rng: np.random.Generator) -> list[Row]
     if not isinstance(other, Exception) and not isinstance(first, Exception):
         reference = [np.stack(two) for two in zip(first, other, strict=True)]
     shapes = [jax.ShapeDtypeStruct((2, *a.shape), a.dtype) for a in repeated.expected]
-    return [repeated.row("vmap", results[0], results[1], reference, shapes)]
+    return [repeated.row("vmap", mine, theirs, reference, shapes)]
 
 
 def _second(look: Look, repeated: Repeated, rng: np.random.Generator) -> list[Row]:
-    """The derivative of the gradient."""
+    """The derivative of the gradient. A surrogate stands for the gradient alone."""
+    if look.functions.surrogate is not None:
+        return []
     # Along an argument whose automatic gradient is not to be trusted, the derivative of any gradient is not either.
     kinks = [at for at, name in enumerate(repeated.names) if name in repeated.trusted]
     moved = [np.zeros(v.shape) if at in kinks else normal(rng, v) for at, v in enumerate(look.variables)]
     operands = (*look.operands, [jnp.asarray(m.astype(v.dtype)) for m, v in zip(moved, look.variables, strict=True)])
-    programs: Programs = [functools.partial(second_order, look.call, f) for f in look.functions]
-    results, notes = [run(program, *operands) for program in programs[:2]], ()
-    if isinstance(results[0], Exception):
+    programs: Programs = [functools.partial(second_order, look.call, f) for f in look.functions[:3]]
+    (mine, theirs), notes = _runs(programs, operands), ()
+    if isinstance(mine, Exception):
         reverse = run(functools.partial(second_order_reverse, look.call, look.functions.manual), *operands)
         if not isinstance(reverse, Exception):
-            notes = (f"by reverse over reverse, since forward over reverse raised {words(results[0])}",)
-            results[0] = reverse
+            notes = (f"by reverse over reverse, since forward over reverse raised {words(mine)}",)
+            mine = reverse
     wanted = Double(programs[1], operands, programs[2])
     sizes = functools.cache(functools.partial(natural_sizes, wanted, operands, rng))
-    row = repeated.row(
-        "second", results[0], results[1], wanted.first, list(look.variables), repeated.names, sizes, kinks
-    )
+    row = repeated.row("second", mine, theirs, wanted.first, list(look.variables), repeated.names, sizes, kinks)
+    if notes and row.verdict == "WRONG" and repeated.wrong:
+        # By reverse over reverse a wrong gradient goes on to all arguments.
+        row = row._replace(hint=f"{row.hint.split(':')[0]}: as above")
     return [row._replace(notes=notes)]
 
 
@@ -196,26 +211,31 @@ def _pull_part(
 def _parts(look: Look, repeated: Repeated, name: str, parts: list[tuple[str, tuple, tuple]]) -> list[Row]:
     """One row about gradients through parts: (what is left out, outputs kept, arguments asked for)."""
     labels: list[str] = []
-    manual, theirs, reference, expected = [], [], [], []
+    manual, lazy, reference, expected = [], [], [], []
     for words_, kept, asked in parts:
         cotangents = [c if at in kept else jnp.zeros_like(c) for at, c in enumerate(look.cotangents)]
         wanted = look.pull(look.variables, look.fixed, cotangents)
         if isinstance(wanted, Exception):
             return []
         programs: Programs = [functools.partial(_pull_part, look.call, f, kept, asked) for f in look.functions[:2]]
-        mine, other = (run(program, *look.operands) for program in programs)
+        mine, theirs = _runs(programs, look.operands)
         if isinstance(mine, Exception):
-            row = repeated.row(name, mine, other, wanted)
+            row = repeated.row(name, mine, theirs, wanted)
             return [row._replace(hint=f"{words_}: {row.hint}")]
         labels += [f"{repeated.names[at]} ({words_})" for at in asked]
         manual += mine
-        theirs += [None] * len(asked) if isinstance(other, Exception) else other
+        lazy.append((theirs, len(asked)))
         reference += [wanted[look.first_gradient + at] for at in asked]
         expected += [look.variables[at] for at in asked]
+
+    def automatic() -> list:
+        found = [(theirs(), number) for theirs, number in lazy]
+        return [a for other, n in found for a in ([None] * n if isinstance(other, Exception) else other)]
+
     kinks = [at for at, label in enumerate(labels) if label.split(" (")[0] in repeated.trusted]
     # Entries that cancel nothing: an unused output leaves fewer terms, never more.
     sizes = functools.cache(lambda: _sizes_of(look, labels))
-    return [repeated.row(name, manual, theirs, reference, expected, labels, sizes, kinks)]
+    return [repeated.row(name, manual, automatic, reference, expected, labels, sizes, kinks)]
 
 
 def _sizes_of(look: Look, labels: list[str]) -> list[float]:
@@ -263,12 +283,12 @@ def _twice(look: Look, repeated: Repeated, rng: np.random.Generator) -> list[Row
     if not 2 <= len(look.variables) <= 8:
         return []
     programs: Programs = [functools.partial(_pull_twice, look.call, f) for f in look.functions[:2]]
-    results = [run(program, *look.operands) for program in programs]
+    mine, theirs = _runs(programs, look.operands)
     right = repeated.right(look.manual, look.reference)
     wanted = right if isinstance(right, Exception) else right[look.first_gradient :]
     names = repeated.names
     sizes = functools.cache(lambda: look.sizes()[look.first_gradient :])
-    row = repeated.row("twice", results[0], results[1], wanted, list(look.variables), names, sizes)
+    row = repeated.row("twice", mine, theirs, wanted, list(look.variables), names, sizes)
     if row.verdict == "WRONG" and not row.hint.endswith("as above"):
         text = "one jitted function called with other arguments differentiated each time"
         row = row._replace(hint=f"{text}: {row.hint} (do residuals have one structure, whatever is differentiated?)")

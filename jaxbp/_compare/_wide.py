@@ -39,18 +39,24 @@ _BITS = {"bitcast_convert_type", "nextafter", "reduce_precision"}
 # What runs outside of XLA.
 _FOREIGN = {"pure_callback", "io_callback", "ffi_call"}
 _SILENT = {"debug_callback", "debug_print"}
+# By how much a loop's tolerance is made smaller, and after how many steps it ends all the same.
+_FURTHER, _MOST_STEPS = 1e-4, 10_000
 
 
 @dataclasses.dataclass
 class Walk:
     """How a jaxpr is evaluated, and what was met on the way.
 
-    `wide`: every float in float64. `replace`: other values for literals. `rules` counts custom rules that were entered,
-    `kept` are the primitives that have their own dtypes, `searching` is true where a loop ends when numbers say so.
+    `wide`: every float in float64. `replace`: other values for literals. `further`: loops that end when something is
+    below a small number run until it is much smaller; `ending` is true inside of their conditions. `rules` counts
+    custom rules that were entered, `kept` are the primitives that have their own dtypes, `searching` is true where a
+    loop ends when numbers say so.
     """
 
     wide: bool = False
     replace: dict[float, float] = dataclasses.field(default_factory=dict)
+    further: bool = False
+    ending: bool = False
     rules: int = 0
     kept: set[str] = dataclasses.field(default_factory=set)
     searching: bool = False
@@ -104,6 +110,8 @@ def _literal(walk: Walk, atom: Any) -> Any:
         walk.literals.add(float(atom.val))
         if float(atom.val) in walk.replace:
             return widened(walk, jnp.asarray(walk.replace[float(atom.val)], atom.aval.dtype))
+        if walk.ending and 0 < atom.val <= 1e-2:
+            return jnp.asarray(_FURTHER * atom.val, double(atom.aval.dtype))
     return jnp.asarray(atom.val, double(atom.aval.dtype) if walk.wide else atom.aval.dtype)
 
 
@@ -197,13 +205,17 @@ def _while(walk: Walk, params: dict[str, Any], values: list[Any]) -> list[Any]:
     inside = getattr(condition, "jaxpr", condition)
     atoms = [atom for equation in inside.eqns for atom in equation.invars]
     walk.searching |= any(is_float(atom.aval.dtype) for atom in atoms if hasattr(atom.aval, "dtype"))
-    return lax.while_loop(
-        lambda carry: evaluate(walk, condition, [*values[:first], *carry])[0],
-        lambda carry: [
-            _strong(value) for value in evaluate(walk, params["body_jaxpr"], [*values[first:second], *carry])
-        ],
-        [_strong(value) for value in values[second:]],
-    )
+    ends = dataclasses.replace(walk, ending=walk.further)
+
+    def goes_on(carry: list[Any]) -> Any:
+        more = evaluate(ends, condition, [*values[:first], *carry[1:]])[0]
+        return more & (carry[0] < _MOST_STEPS) if walk.further else more
+
+    def step(carry: list[Any]) -> list[Any]:
+        results = evaluate(walk, params["body_jaxpr"], [*values[first:second], *carry[1:]])
+        return [carry[0] + 1, *map(_strong, results)]
+
+    return lax.while_loop(goes_on, step, [jnp.int32(0), *map(_strong, values[second:])])[1:]
 
 
 def _wide_parameters(params: dict[str, Any]) -> dict[str, Any]:
@@ -277,11 +289,18 @@ def without_rules(function: Callable[..., Any], walk: Walk | None = None) -> Cal
 class Wide:
     """A program in float64: traced in its operands' own dtypes, evaluated in float64, compiled once.
 
-    Calling it gives a list of NumPy arrays; a result that was a float is float64. `kept` names what is not.
+    Calling it gives a list of NumPy arrays; a result that was a float is float64. `kept` names what is not. `further`
+    lets loops that search run further.
     """
 
-    def __init__(self, program: Callable[..., Any], *operands: Any, replace: dict[float, float] | None = None) -> None:
-        self.walk = Walk(wide=True, replace=replace or {})
+    def __init__(
+        self,
+        program: Callable[..., Any],
+        *operands: Any,
+        replace: dict[float, float] | None = None,
+        further: bool = False,
+    ) -> None:
+        self.walk = Walk(wide=True, replace=replace or {}, further=further)
         self.jaxpr = jax.make_jaxpr(program)(*operands)
         self._compiled = jax.jit(lambda *leaves: evaluate(self.walk, self.jaxpr, leaves))
         self._many = jax.jit(jax.vmap(lambda *leaves: evaluate(self.walk, self.jaxpr, leaves)))

@@ -11,120 +11,37 @@ import jax.numpy as jnp
 import numpy as np
 
 from ._call import Call, is_inexact, outputs, pull_back, push_forward, words
-from ._judge import in_double, largest_entry
-from ._wide import Wide
-
-Arrays = list[np.ndarray]
+from ._double import Arrays, Double, run, widen
+from ._judge import in_double, largest_entry, same_in_double
 
 # Entries for which a gradient is put together from forward-mode slopes.
 _MOST_TANGENTS = 4096
 
 
-def run(program: Callable, *operands: Any) -> Arrays | Exception:
-    """The program's results as NumPy arrays, or what it raised. It gets copies: it may donate its arguments."""
-    try:
-        try:
-            return [np.asarray(leaf) for leaf in jax.tree.leaves(program(*_copies(operands)))]
-        except RuntimeError as error:
-            if "deleted" not in str(error):
-                raise
-            # A donated argument is needed again on the way back; inside of a program donation has no effect.
-            return [np.asarray(leaf) for leaf in jax.tree.leaves(jax.jit(program)(*_copies(operands)))]
-    except Exception as error:  # whatever a rule under test raises belongs into the report
-        return error
-
-
-def _copies(operands: Any) -> Any:
-    """The operands, their arrays copied."""
-    return jax.tree.map(lambda leaf: jnp.copy(leaf) if isinstance(leaf, jax.Array) else leaf, operands)
-
-
-def run_under_x64(program: Callable, *operands: Any) -> Arrays | Exception:
-    """The same, called again with float64 arguments while JAX allows them."""
-    with jax.enable_x64(True):
-        return run(program, *jax.tree.map(lambda leaf: widen(leaf, 8), operands))
-
-
-class Double:
-    """A program in float64: by its jaxpr, or, where that cannot be, called again with float64 arguments.
-
-    `problem` is why the first way failed, `kept` what was not float64 in it.
-    """
-
-    def __init__(self, program: Callable, operands: tuple, fallback: Callable | None = None) -> None:
-        self.wide: Wide | None = None
-        self.problem: Exception | None = None
-        self.kept: tuple[str, ...] = ()
-        self._fallback = program if fallback is None else fallback
-        try:
-            wide = Wide(program, *operands)
-            self.first: Arrays | Exception = wide(*operands)
-            self.wide, self.kept = wide, wide.kept
-        except Exception as error:  # not traceable, not differentiable, or not in float64
-            self.problem = error
-            self.first = run_under_x64(self._fallback, *operands)
-
-    @property
-    def exact(self) -> bool:
-        """True when every float was float64."""
-        if self.wide is not None:
-            return not self.kept
-        return not isinstance(self.first, Exception) and all(
-            array.dtype.itemsize >= 8 for array in self.first if is_inexact(array)
-        )
-
-    def __call__(self, *operands: Any) -> Arrays | Exception:
-        if self.wide is None:
-            return run_under_x64(self._fallback, *operands)
-        try:
-            return self.wide(*operands)
-        except Exception as error:
-            return error
-
-    def many(self, *operands: Any) -> Arrays | Exception:
-        """At several points: each operand has one more axis in front."""
-        leaves, treedef = jax.tree.flatten(operands)
-        if self.wide is not None:
-            try:
-                return self.wide.many(*operands)
-            except Exception:  # no batching rule: one after the other
-                pass
-        found = []
-        for at in range(leaves[0].shape[0]):
-            one = self(*jax.tree.unflatten(treedef, [leaf[at] for leaf in leaves]))
-            if isinstance(one, Exception):
-                return one
-            found.append(one)
-        return [np.stack(arrays) for arrays in zip(*found, strict=True)]
-
-
-def widen(leaf: Any, size: int) -> Any:
-    """An inexact array with at least `size` bytes for each real number; anything else as it is."""
-    if not is_inexact(leaf):
-        return leaf
-    bits = 16 * size if jnp.issubdtype(leaf.dtype, jnp.complexfloating) else 8 * size
-    dtype = np.dtype(f"complex{bits}" if bits > 8 * size else f"float{bits}")
-    return jnp.asarray(leaf if leaf.dtype.itemsize >= dtype.itemsize else np.asarray(leaf).astype(dtype))
-
-
 class Functions(NamedTuple):
-    """The rule's function, the one without it, and what to call under x64 where its jaxpr does not do."""
+    """The rule's function, the one without it, and what to call under x64 where its jaxpr does not do.
+
+    A surrogate has the gradient that is meant, but not the values.
+    """
 
     manual: Callable
     automatic: Callable
     fallback: Callable
+    surrogate: Callable | None = None
 
 
 class Look(NamedTuple):
     """All witnesses at one set of arguments.
 
     Each is a list of arrays, values first and then gradients, or the exception that was raised; `plain` are lists of
-    values alone, computed without differentiation. `problem` says why there are none. `forward` and `pull` are the
-    function and its gradient in float64, `rule` the same for the rule itself.
+    values alone, computed without differentiation. `backward` are the programs of `functions`, made once, so that
+    what JAX compiles of them is compiled once. `problem` says why there are none. `forward` and `pull` are the
+    function and its gradient in float64, `sloped` what slopes are measured of, `rule` the same for the rule itself.
     """
 
     call: Call
     functions: Functions
+    backward: list[Callable]
     variables: tuple
     fixed: tuple
     cotangents: list
@@ -135,6 +52,7 @@ class Look(NamedTuple):
     automatic: Arrays | Exception
     reference: Arrays | Exception
     forward: Double
+    sloped: Double
     pull: Double
     rule: Callable[[], Double]
     sizes: Callable[[], list[float]]
@@ -174,8 +92,8 @@ def ask(
 ) -> Look | str:
     """Ask all witnesses; `plain` is what manual returns without differentiation. A string says why none can be had."""
     cotangents = draw_cotangents(plain, cotangent, rng)
-    programs = [functools.partial(outputs, call, function) for function in functions]
-    backward = [functools.partial(pull_back, call, function) for function in functions]
+    programs = [functools.partial(outputs, call, function) for function in functions[:3]]
+    backward = [functools.partial(pull_back, call, function) for function in functions[:3]]
     operands = (variables, fixed, cotangents)
     theirs = run(programs[1], variables, fixed)
     if isinstance(theirs, Exception):
@@ -224,6 +142,7 @@ def ask(
     return Look(
         call,
         functions,
+        backward,
         *operands,
         plain,
         theirs,
@@ -232,6 +151,9 @@ def ask(
         automatic,
         reference,
         forward,
+        forward
+        if functions.surrogate is None
+        else Double(functools.partial(outputs, call, functions.surrogate), operands[:2]),
         pull,
         functools.cache(lambda: Double(backward[0], operands, _refuse)),
         sizes,
@@ -259,13 +181,37 @@ def ask_in_float32(own: Look, cotangent: Any, rng: np.random.Generator) -> Look 
     return None if isinstance(look, str) or isinstance(look.manual, Exception) else look
 
 
+def right_when_run_further(look: Look, at: int) -> bool:
+    """Whether a rule and its reference are the same in float64 once their loops have run further than asked for."""
+    wide = look.forward.wide
+    if wide is None or not wide.walk.searching:
+        return False
+    values = Double(functools.partial(outputs, look.call, look.functions.automatic), look.operands[:2], _refuse, True)
+    rule = Double(look.backward[0], look.operands, _refuse, True)
+    wanted = Double(look.backward[1], look.operands, _refuse, True).first
+    if isinstance(wanted, Exception):
+        wanted = _by_forward_mode(
+            _pushed(look.call, look.functions, look.operands, True), look.operands, look.plain_reference
+        )
+    if isinstance(values.first, Exception) or isinstance(rule.first, Exception) or isinstance(wanted, Exception):
+        return False
+    # A loop that does something else than converge has other values then.
+    near = [
+        largest_entry(in_double(one) - in_double(other)) <= 1e-2 * largest_entry(in_double(other))
+        for one, other in zip(values.first, look.plain_reference, strict=True)
+    ]
+    place = look.first_gradient + at
+    return all(near) and same_in_double(rule.first[place], wanted[place], look.variables[at].dtype)
+
+
 # Slopes by forward mode
 
 
-def _pushed(call: Call, functions: Functions, operands: tuple) -> Double:
+def _pushed(call: Call, functions: Functions, operands: tuple, further: bool = False) -> Double:
     """The slope along tangents, by forward mode, in float64."""
     tangents = [jnp.zeros_like(v) for v in operands[0]]
-    return Double(functools.partial(push_forward, call, functions.automatic), (*operands, tangents), _refuse)
+    program = functools.partial(push_forward, call, functions.automatic)
+    return Double(program, (*operands, tangents), _refuse, further)
 
 
 def _by_forward_mode(pushed: Double, operands: tuple, values: Arrays) -> Arrays | Exception:

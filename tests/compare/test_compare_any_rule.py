@@ -363,6 +363,26 @@ def test_finite_where_plain_autodiff_is_nan():
     assert three.ok and "subgradient: between the one-sided slopes at [1]" in str(three), three
 
 
+@pytest.mark.parametrize("share, ok", [("first", True), ("equal", True), ("all", False), ("none", False)])
+def test_a_maximum_has_one_winner(share, ok):
+    """Each of two equal entries may have the gradient, but not both."""
+
+    def backward(kept, g):
+        x = kept[0]
+        won = (x == x.max(-1, keepdims=True)).astype(x.dtype)
+        first = jax.nn.one_hot(x.argmax(-1), x.shape[-1])
+        lost = jnp.where(won.sum(-1, keepdims=True) > 1, 0, won)
+        part = {"first": first, "equal": won / won.sum(-1, keepdims=True), "all": won, "none": lost}[share]
+        return (part * g[:, None],)
+
+    largest = ruled(lambda x: x.max(-1), backward)
+    ties = quick(largest, jnp.asarray([[1.0, 3.0, 3.0], [2.0, 0.0, 1.0]]))
+    assert ties.ok is ok, ties
+    assert "bits" not in str(ties)
+    probed = quick(largest, normal(3, 4), probe=True)
+    assert probed.ok is ok and row_of(probed, "x").ok, probed
+
+
 def test_second_order_leaves_out_what_automatic_has_wrong():
     """Where the weight is 0 plain autodiff takes the other branch, and so does its derivative along the weight."""
 
@@ -482,6 +502,121 @@ def test_hints_say_what_happened():
     assert named(jnp.sin, lambda r, g: (jnp.cos(r[0]) * g * jnp.abs(g),), x) == "manual is not linear in delta"
 
 
+def test_hints_name_a_factor_and_a_sum_over_too_many_axes():
+    x, w = normal(6, 3), normal(3, seed=1)
+    cube = named(lambda x: x**3, lambda r, g: (3 * g * r[0] ** 3,), x)
+    assert cube == "manual = automatic times x: a factor too many"
+    forgotten = named(lambda x, w: x * w[None], lambda r, g: (g, (g * r[0]).sum(0)), x, w)
+    assert forgotten == "manual = automatic divided by w: a factor is missing"
+    for part, words in (("sum", "axis 0"), ("mean", "axis 0")):
+        total = lambda r, g, part=part: (g, jnp.full(3, getattr(g.sum(0), part)()))  # noqa: E731
+        text = named(lambda x, b: x + b[None], total, x, w)
+        assert text == f"manual = the {part} of automatic along {words}: a {part} over too many axes"
+
+
+def test_hints_name_outputs_that_are_not_counted():
+    """As where a batch norm returns its statistics, too."""
+
+    def normed(x):
+        mean, var = x.mean(0), x.var(0)
+        return (x - mean[None]) * jax.lax.rsqrt(var + 1e-5)[None], mean, var
+
+    def backward(outputs):
+        def rule(kept, delta):
+            return jax.vjp(normed, *kept)[1](tuple(d if at in outputs else 0 * d for at, d in enumerate(delta)))
+
+        return rule
+
+    assert named(normed, backward({0}), normal(7, 4)) == "outputs 1, 2 are not counted: a cotangent is ignored"
+    assert named(normed, backward({0, 2}), normal(7, 4)) == "output 1 is not counted: a cotangent is ignored"
+
+
+def test_hints_name_a_missing_sum():
+    """A norm's backward pass without its second term takes each entry for itself."""
+
+    def unit(x):
+        return x / jnp.sqrt((x * x).sum(-1, keepdims=True))
+
+    text = named(unit, lambda r, g: (g / jnp.sqrt((r[0] * r[0]).sum(-1, keepdims=True)),), normal(4, 3))
+    assert text == (
+        "index i along axis 1 of the output reaches only index i along axis 1 of x: a sum or a mean is missing?"
+    )
+
+
+def test_a_coarse_dtype_takes_no_factor_for_a_whole_number():
+    """Of second derivatives in bfloat16 only the rule's own dtype is known."""
+    x = normal(6, 8).astype("bfloat16")
+
+    def backward(r, g):
+        cos = jnp.cos(r[0])
+        return (g * (cos + 0.75 * (cos - jax.lax.stop_gradient(cos))),)
+
+    sine = ruled(jnp.sin, backward)
+    report = compare(sine, x, time=False, memory=False, probe=False, transforms="second")
+    assert row_of(report, "second").hint.startswith("x: manual = about 1.7 x automatic"), report
+
+
+def test_a_surrogate_is_never_wrong_and_has_no_second_order():
+    def quantised(x, s):
+        return jnp.round(x / s) * s
+
+    def learnt(x, s):
+        return (x / s + jax.lax.stop_gradient(jnp.round(x / s) - x / s)) * s
+
+    def backward(kept, g):
+        x, s = kept
+        return g, (g * (jnp.round(x / s) - x / s)).sum()
+
+    every = partial(compare, time=False, memory=False)
+    x, s = normal(9), jnp.float32(0.3)
+    right = every(ruled(quantised, backward), x, s, surrogate=learnt)
+    assert right.ok and "second" not in [row.name for row in right.rows], right
+    # The slopes of the values are what the surrogate leaves out on purpose.
+    rounds = ruled(quantised, lambda kept, g: (g, (g * jnp.round(kept[0] / kept[1])).sum()))
+    wrong = every(rounds, x, s, surrogate=learnt, transforms=())
+    assert not wrong.ok and "bits" not in hint_of(wrong), wrong
+
+
+def test_a_kink_of_the_surrogate_is_a_kink():
+    """The probe of ones lies on the edge of the clip."""
+
+    def sign(limit):
+        return ruled(lambda x: jnp.sign(x), lambda kept, g: (jnp.where(jnp.abs(kept[0]) <= limit, g, 0),))
+
+    clip = lambda x: jnp.clip(x, -1, 1)  # noqa: E731
+    every = partial(compare, time=False, memory=False, transforms=(), surrogate=clip)
+    assert every(sign(1), normal(20)).ok
+    assert not every(sign(1.5), normal(20)).ok
+
+
+def fixed_point(tolerance):
+    def solve(w, b):
+        def step(carry):
+            after = jnp.tanh(w @ carry[0] + b)
+            return after, jnp.abs(after - carry[0]).max()
+
+        return jax.lax.while_loop(lambda c: c[1] > tolerance, step, (jnp.zeros_like(b), jnp.ones_like(b[0])))[0]
+
+    return solve
+
+
+@pytest.mark.parametrize("transpose, ok", [(True, True), (False, False)])
+def test_implicit_differentiation_is_as_exact_as_its_loop(transpose, ok):
+    """The loop ends at 1e-5, so the slope of its iterations is 30 eps and more from the solution's."""
+
+    def backward(kept, g):
+        x, w, b = kept
+        matrix = jnp.eye(x.size) - w * (1 - jnp.tanh(w @ x + b) ** 2)[:, None]
+        u = jnp.linalg.solve(matrix.T if transpose else matrix, g)
+        return jax.vjp(lambda w, b: jnp.tanh(w @ x + b), w, b)[1](u)
+
+    solve = fixed_point(1e-5)
+    rule = ruled(solve, backward, lambda w, b: ((x := solve(w, b)), (x, w, b)))
+    report = compare(rule, 0.3 * normal(4, 4), normal(4, seed=1), time=False, memory=False)
+    assert report.ok is ok, report
+    assert any("run further, the rule is right in float64" in note for note in report.rows[1].notes) is ok
+
+
 def attention(mask):
     def attend(q, k, v):
         scores = jnp.where(mask, q @ k.T, -1e30)
@@ -509,8 +644,10 @@ def test_an_exception_names_its_line():
             raise NotImplementedError
         return (2 * g,)
 
-    text = str(quick(ruled(lambda x: 2 * x, backward), jnp.arange(3.0)))
+    report = quick(ruled(lambda x: 2 * x, backward), jnp.arange(3.0), probe=True)
+    text = str(report)
     assert "NotImplementedError (in backward," in text and "test_compare_any_rule.py" in text.replace("\n      ", "")
+    assert not report.notes
 
 
 # For writers of kernels

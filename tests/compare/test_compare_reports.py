@@ -1,4 +1,4 @@
-"""Mistakes of real bug reports rebuilt, and right rules of many kinds: what check_vjp, JAX and chex say of them.
+"""Mistakes of real bug reports rebuilt, and right rules of many kinds: what check_vjp, JAX, chex and torch say of them.
 
 By default a part of them runs, with check_vjp alone; the others carry the marker exhaustive, and
 
@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from jax import lax
 from jax.experimental import pallas as pl
-from other_checks import complains, is_vague, with_torch
+from other_checks import OTHERS, TORCH, complains, is_vague, with_torch
 
 from jaxbp import compare
 
@@ -156,7 +156,7 @@ MISTAKES = (
     Mistake("window one too narrow", attention(WINDOW, WINDOW & ~np.tril(CAUSAL, -2)), QKV, ("does not reach",)),
     Mistake("padded keys not masked", attention(KEYS, np.ones((8, 8), bool)), QKV, ("lie in [6:8, :]",)),
     Mistake("scale of the scores forgotten", change(0, lambda d, *_: 2 * d)(partial(attend, CAUSAL)), QKV, ("2 x automatic",)),
-    Mistake("softmax without its sum", ruled(lambda z: jax.nn.softmax(z), lambda r, g: (jax.nn.softmax(r[0]) * g,)), ((4, 6),)),
+    Mistake("softmax without its sum", ruled(lambda z: jax.nn.softmax(z), lambda r, g: (jax.nn.softmax(r[0]) * g,)), ((4, 6),), ("a sum or a mean is missing",)),
     Mistake("dropout with another key", as_another(dropped, partial(dropped, key=KEY + 1)), ((8, 9),), ("leaks into",)),
     Mistake("dropout without its scale", as_another(dropped, partial(dropped, keep=1.0)), ((8, 9),), ("0.75 x automatic",)),
     Mistake("dropout's mask forgotten", ruled(dropped, lambda r, g: (g / jnp.asarray(0.75, g.dtype),)), ((8, 9),), ("leaks into",)),
@@ -409,22 +409,24 @@ def ask_about_right_rules(tools):
         yield Asked(f"{name} {dtype}: {report}", [not report.ok, *theirs])
 
 
-def line(title, asked):
-    """One row of the README's table."""
-    columns = [len(asked), *map(sum, zip(*(case.alarms for case in asked), strict=True))]
+def line(title, asked, missing):
+    """One row of the README's table, `missing` tools at its end."""
+    columns = [len(asked), *map(sum, zip(*(case.alarms for case in asked), strict=True)), *missing]
     return f"| {title} | {' | '.join(map(str, columns))} |"
 
 
 def main():
     """Print the README's lines; 1 if a mistake is missed, a right rule rejected, or a hint wrong."""
     tools = with_torch()
+    missing = [] if TORCH in tools else ["not installed"]
     mistakes, right = list(ask_about_mistakes(tools)), list(ask_about_right_rules(tools))
     given = [asked for asked in mistakes if asked.alarms[0] and (asked.named or not is_vague(asked.hints))]
     named = [asked for asked in given if asked.named]
     bad = [asked for asked in mistakes if not asked.alarms[0]] + [asked for asked in given if not asked.named]
     bad += [asked for asked in right if asked.alarms[0]]
-    print(f"| | cases | `jaxbp.check_vjp` | {' | '.join(tools)} |", "| --- " * (3 + len(tools)) + "|", sep="\n")
-    print(line(FOUND, mistakes), line(REJECTED, right), sep="\n")
+    heads = ["", "cases", "`jaxbp.check_vjp`", *OTHERS, TORCH]
+    print(f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|", sep="\n")
+    print(line(FOUND, mistakes, missing), line(REJECTED, right, missing), sep="\n")
     print(f"\nNamed: {len(named)} of {len(mistakes)}. Precision of hints: {len(named) / max(len(given), 1):.3f}")
     print("", *(asked.case for asked in bad), sep="\n")
     return bool(bad)
