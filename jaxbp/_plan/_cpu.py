@@ -47,6 +47,12 @@ def _added_zeros(p: Problem) -> float:
     return math.prod(-(-k // s) * s for k, s in facts) / p.taps - 1
 
 
+def _phases_gain_little(p: Problem) -> bool:
+    """Subpixel's phases are unequal or empty, or pixels are so few that reading the weights is most of the work."""
+    few = WEIGHTS_OF_POSITION * p.batch * p.pixels <= p.channels * p.features
+    return few or p.dilated or _added_zeros(p) > 0
+
+
 def _wastes_little(p: Problem) -> bool:
     """Subpixel adds few zeros, or the sum is not wide enough for XLA, which skips zeros, to be faster."""
     wide = p.groups == 1 and p.rank < 3 and min(p.channels, p.features) >= 2 * NARROW
@@ -68,9 +74,10 @@ def _is_short(p: Problem) -> bool:
 
 
 def _is_grouped_finely(p: Problem) -> bool:
-    """Depthwise, or many groups of short sums."""
+    """Depthwise, or many groups of short sums: the loop runs along the groups, unless a group's features are more."""
     terms = TERMS if p.positions >= MANY_POSITIONS else WIDE
-    return p.groups > 1 and (p.group_channels == 1 or (2 * p.groups >= NARROW and p.columns <= terms))
+    many = p.groups >= NARROW or (2 * p.groups >= NARROW and p.group_features < FEW)
+    return p.groups > 1 and (p.group_channels == 1 or (many and p.columns <= terms))
 
 
 def _fills_gemms(p: Problem) -> bool:
@@ -133,7 +140,7 @@ SLIDING = [
     GEMM,
     Row(lambda p: p.group_channels > 1 and are_apart(p), "per_group", "windows do not overlap: a GEMM for each group"),
     Row(
-        lambda p: p.over_zeros and _has_few_parts(p) and _added_zeros(p) > 0,
+        lambda p: p.over_zeros and _has_few_parts(p) and _phases_gain_little(p),
         "kn2row",
         "input dilation, few pixels: one GEMM with all weights, no products with zeros",
     ),
