@@ -128,7 +128,7 @@ def _primitive(
         return Rule(operands, results, sizes | window_sizes(window), work)
 
     def part(window: Window, platform: str) -> Callable[..., list[jax.Array]]:
-        return plan.as_planned_now(functools.partial(evaluate_part, window, platform))
+        return plan.as_now(functools.partial(evaluate_part, window, platform))
 
     def evaluate_part(window: Window, platform: str, split: Split, *arrays: jax.Array) -> list[jax.Array]:
         upsamples = reads[0] == WINDOWS

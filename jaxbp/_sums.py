@@ -185,7 +185,7 @@ def _rule(*avals: Any, of: Sum) -> Rule | None:
 
 def _part(of: Sum, platform: str) -> Callable[..., jax.Array]:
     """How a device computes its part of the sum."""
-    return plan.as_planned_now(functools.partial(_evaluate_part, of, platform))
+    return plan.as_now(functools.partial(_evaluate_part, of, platform))
 
 
 def _evaluate_part(of: Sum, platform: str, split: Split, a: jax.Array, b: jax.Array) -> jax.Array:

@@ -77,12 +77,12 @@ def problem_of(
     return problem(out, g, a[0], a[-1], features, np.dtype(dtype), platform, members)
 
 
-def as_planned_now(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function with the measured plans that are in use now, whenever and in whichever thread it is called."""
-    plans = _measured.in_use()
+def as_now(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function with the measured plans and the default precision of now, in whichever thread it is called."""
+    plans, precision = _measured.in_use(), jax.config.jax_default_matmul_precision  # pyright: ignore
 
     def inner(*args: Any) -> Any:
-        with _measured.using(plans):
+        with _measured.using(plans), jax.default_matmul_precision(precision):
             return function(*args)
 
     return inner

@@ -245,6 +245,18 @@ def test_a_block_holds_for_each_device_s_part(file, lowered, kind):
     assert lowered == [BY_TABLE, "im2col"]
 
 
+def test_a_default_precision_holds_for_each_device_s_part(monkeypatch):
+    asked, plan = [], _plan.plan
+    monkeypatch.setattr(_plan, "plan", lambda p: (asked.append(jax.config.jax_default_matmul_precision), plan(p))[1])
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
+    images = jax.device_put(jnp.ones((4, 5, 5, 3)), NamedSharding(mesh, PartitionSpec("data")))
+    kernel = jax.device_put(jnp.ones((2, 2, 3, 4)), NamedSharding(mesh, PartitionSpec()))
+    for precision in ("highest", None):
+        with jax.default_matmul_precision(precision):
+            jax.jit(lambda x, kernel: jaxbp.max_pool(jaxbp.conv(x, kernel), (2, 2)))(images, kernel)
+    assert asked == ["highest", "highest", None, None]
+
+
 def test_a_plan_is_for_its_own_sum_alone(file):
     jaxbp.use_plans(file)
     for other in (conv_case("a", "dense", (3, 9, 8, 4), (3, 3, 4, 6), 2), LAYER._replace(keywords={"strides": 1})):
