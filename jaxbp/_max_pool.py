@@ -63,10 +63,7 @@ def _unpool_fwd(w: Window, values: jax.Array, winners: jax.Array) -> tuple[jax.A
 
 def _unpool_bwd(w: Window, winners: jax.Array, delta: jax.Array) -> tuple[jax.Array, None]:
     """Each window reads delta where it wrote, unless a later window wrote over it."""
-    window = jnp.arange(1, winners.size + 1, dtype=jnp.int32).reshape(winners.shape)
-    writer = pools.unpool_winners(window, winners, w)
-    wrote = pools.take_winners(writer, winners, w) == window
-    return jnp.where(wrote, pools.take_winners(delta, winners, w), 0), None
+    return pools.transpose_of_unpool(delta, winners, w), None
 
 
 def _unpool_tangent(w: Window, winners: jax.Array, values: jax.Array) -> jax.Array:

@@ -80,8 +80,8 @@ def on_devices(
 
     `rule(*avals, **parameters)` is the op's rule, and `part(**parameters)(split, *operands)` computes a device's part.
     `part` is called when the program is lowered; what it gives is called when XLA compiles, in a thread of its own.
-    `remainder` is for XLA to partition: where there is no rule, in programs to export, and where some axes of a mesh
-    are manual and others are not. `results`: how many, if the primitive has several.
+    `remainder` is for XLA to partition: where there is no rule, in programs to export, where some axes of a mesh are
+    manual and others are not, and where the devices are not here. `results`: how many, if the primitive has several.
     """
 
     def lower(ctx: Any, *operands: Any, **parameters: Any) -> Any:
@@ -116,7 +116,7 @@ def window_factors(w: Window) -> tuple[Axes, Axes]:
 
 
 def window_sizes(w: Window) -> dict[str, int]:
-    """What divides a window factor splits it: equal parts of the input belong to equal parts of the output."""
+    """What a number of devices must divide to split each spatial axis; 0 where input and output do not divide alike."""
     facts = zip(w.input_shape, w.input_dilation, w.output_shape, w.strides, strict=True)
     return {
         f"s{axis}": math.gcd(size, out) if size * between == out * stride else 0

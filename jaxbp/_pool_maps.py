@@ -1,11 +1,12 @@
 """The maps of pools as JAX primitives: maxima, sums, and what upsamples.
 
-All but the maximum are linear in their first array, and come in pairs, each the transpose of the other:
+All but the maximum are linear in their first array. Two pairs are each the transpose of the other:
 
     sum of every window                        |  each delta at every pixel of its window
     the pixel that won each window             |  each delta at the pixel that won its window
 
-The derivative of the maximum is the pixel that won. So derivatives of any order are maps of this file again, which
+Unpooling, where the last window to write wins, has a transpose that is made of these. The derivative of the maximum is
+the pixel that won. So derivatives of any order are maps of this file again, which
 know how they are split over several devices. `_plan` chooses the algorithms. Arrays are (*batch, *spatial, C).
 """
 
@@ -29,7 +30,7 @@ from ._arguments import full_width, sum_dtype
 from ._geometry import PoolProblem, Window
 from ._partition import Rule, Split, on_devices, part_of_window, window_factors, window_sizes, with_halos
 
-# What the primitives read and give: arrays over the input's pixels, or over the windows.
+# What the primitives read and give: arrays over the input's pixels, or over the windows, by the `Window`'s attribute.
 PIXELS, WINDOWS = "input_shape", "output_shape"
 # The primitives, of which each is planned as a `PoolProblem` of its name.
 MAPS: list[Primitive] = []
@@ -136,6 +137,9 @@ def _primitive(
         first = arrays[0].ndim - window.rank - 1
         # Beyond the ends there is nothing to win, and nobody wins.
         fills = [lowest(arrays[0].dtype) if is_max else 0, window.taps]
+        if upsamples and len(arrays) > 1 and jnp.iinfo(arrays[1].dtype).max < window.taps:
+            # The caller's own winners, whose dtype does not hold "nobody".
+            arrays = (arrays[0], arrays[1].astype(jnp.int32))
         arrays = tuple(
             with_halos(a, first, halos, split, fill) if (one == WINDOWS) == upsamples else a
             for a, one, fill in zip(arrays, reads, fills, strict=False)
@@ -148,7 +152,7 @@ def _primitive(
     primitive.def_impl(lambda *arrays, window: compiled(window)(*arrays))
     primitive.def_abstract_eval(abstract)
     batching.primitive_batchers[primitive] = batched
-    for platform in (None, "cpu"):
+    for platform in (None, *plan.TABLES):
         whole, of_device = (functools.partial(f, platform=platform or "") for f in (evaluate, part))
         lowering = on_devices(whole, of_device, rule, remainder=evaluate, results=len(gives))
         mlir.register_lowering(primitive, lowering, platform=platform)
@@ -221,7 +225,7 @@ def _on_the_input(winners: jax.Array, w: Window, split: Split, first: int) -> ja
     return jnp.where(nobody, w.taps, taps).astype(winners.dtype)
 
 
-def _transpose_of_unpool(delta: jax.Array, winners: jax.Array, w: Window) -> jax.Array:
+def transpose_of_unpool(delta: jax.Array, winners: jax.Array, w: Window) -> jax.Array:
     """Each window reads delta where it wrote, unless a later window wrote over it."""
     window = jnp.arange(1, winners.size + 1, dtype=jnp.int32).reshape(winners.shape)
     wrote = take_winners(unpool_winners(window, winners, w), winners, w) == window
@@ -256,6 +260,6 @@ jet.jet_rules[max_p] = _series_of_max
 _linear(take_p, upsample_winners)
 _linear(upsample_p, take_winners)
 _linear(upsample_chosen_p, take_winners)
-_linear(unpool_p, _transpose_of_unpool)
+_linear(unpool_p, transpose_of_unpool)
 _linear(sum_p, upsample_evenly)
 _linear(evenly_p, window_sum)

@@ -30,8 +30,6 @@ from ._geometry import ConvGeometry, Problem, is_static
 from ._partition import Rule, Split, joined, on_devices, part_of_window, window_factors, window_sizes, with_halos
 
 OPERANDS = {"z": ("x", "kernel"), "x": ("z", "kernel"), "kernel": ("x", "z")}
-# Those that `_plan` has tables for. On all others every sum is by definition.
-PLATFORMS = ("cpu", "cuda")
 
 
 class Sum(NamedTuple):
@@ -224,6 +222,7 @@ ad.primitive_transposes[conv_sum_p] = _transpose
 batching.primitive_batchers[conv_sum_p] = _batched
 jet.jet_rules[conv_sum_p] = _series
 mlir.register_lowering(conv_sum_p, mlir.lower_fun(_evaluate, multiple_results=False))
-for platform in PLATFORMS:
+# On all other platforms every sum is by definition.
+for platform in plan.TABLES:
     whole, part = (functools.partial(f, platform=platform) for f in (_evaluate, _part))
     mlir.register_lowering(conv_sum_p, on_devices(whole, part, _rule, remainder=_evaluate), platform=platform)

@@ -20,7 +20,7 @@ from jax.core import max_dim
 from .._geometry import Window, dilated_size, transposed
 from ._windows import axis_sum, pad_axes, spatial_axes, suits_reduce_window, sum_by_reduce_window
 
-# If more windows than this reach a pixel, they are gathered in a loop.
+# If more windows than this reach a pixel, they are gathered in a loop, and the table takes another algorithm.
 WINDOWS_AT_ONCE = 16
 # More taps or phases than this are not unrolled.
 PHASES_AT_ONCE = 32
@@ -45,7 +45,7 @@ def blocks_of(w: Window) -> Blocks:
 
 
 def few_phases(w: Window) -> bool:
-    """Whether few enough windows and phases are unrolled."""
+    """Whether windows, taps and phases are few enough to unroll."""
     blocks = blocks_of(w)
     return math.prod(blocks.reach) <= WINDOWS_AT_ONCE and max(math.prod(blocks.sizes), w.taps) <= PHASES_AT_ONCE
 

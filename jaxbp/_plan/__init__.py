@@ -49,8 +49,7 @@ ALGORITHMS = {
 KNOWN = {ONE_BY_ONE, *ALGORITHMS, *(name for known in pool_algorithms.ALGORITHMS.values() for name in known)}
 TABLES = {"cpu": _cpu.TABLES, "cuda": _gpu.TABLES}
 LOOPS = {"cpu": _cpu.LOOP}
-DIRECT = [Row(always, "direct", "no other algorithm was measured on this platform")]
-# Algorithms of a kernel's gradient that gather several times as many elements as x has.
+# Algorithms of a kernel's gradient that gather several times as many elements as x has, in total.
 GATHERING = {"im2col", "row_im2col", "width_tiling", "fold_axis", "valid_taps", "winograd"}
 
 
@@ -116,7 +115,7 @@ def _row(p: Problem | PoolProblem) -> Row:
     elif reason := _without_choice(p):
         return Row(always, "direct", reason)
     else:
-        table = TABLES.get(p.platform, {}).get(p.out, DIRECT)
+        table = TABLES[p.platform][p.out]
     known = algorithms(p)
     return next(row for row in table if known[row.algorithm.split()[0]].applies(p) and row.when(p))
 
@@ -128,6 +127,8 @@ def algorithms(p: Problem | PoolProblem) -> Mapping[str, Any]:
 
 def _without_choice(p: Problem | PoolProblem) -> str:
     """Why nothing can be measured, and why only the definition of a sum will do; or nothing."""
+    if p.platform not in TABLES:
+        return "no algorithm was measured on this platform"
     if p.symbolic:
         return "sizes are symbolic"
     if isinstance(p, PoolProblem):
@@ -204,7 +205,8 @@ def with_algorithm(p: Problem | PoolProblem, algorithm: str, why: str, by: str =
 def evaluate(chosen: Plan, a: jax.Array, b: jax.Array, dtype: Any) -> jax.Array:
     """One member's sum by its plan, in this dtype.
 
-    A CPU and the definition of a kernel's gradient accumulate in a wide one.
+    Except on CUDA, every algorithm but the definition, and the definition of a kernel's gradient, accumulates in a wide
+    one.
     """
     if chosen.algorithm == ONE_BY_ONE and chosen.inner is not None:
         chosen = chosen.inner

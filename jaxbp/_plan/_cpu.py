@@ -128,7 +128,7 @@ def _is_one_of_many(p: Problem) -> bool:
 GEMM = Row(_copies_little, "gemm", "windows do not overlap: one GEMM")
 WINOGRAD = "windows of 3 at stride 1: 4 products for 6 along each axis"
 PHASES = "dilation: in each phase taps are neighbours, so Winograd applies"
-VALID_TAPS = "much padding, few outputs or positions: a GEMM per tap reads its pixels in place, no products with zeros"
+VALID_TAPS = "much padding, few outputs or positions: a GEMM for each tap, of the pixels inside alone, none with zeros"
 TILES = "few channels: several outputs per GEMM row, so each pixel is gathered once"
 DIRECT = Row(always, "direct", "a dense convolution is what XLA does best")
 FOLD = Row(

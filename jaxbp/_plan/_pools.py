@@ -2,13 +2,12 @@
 
 import math
 
-from .._algorithms._upsample import blocks_of
+from .._algorithms._upsample import WINDOWS_AT_ONCE, blocks_of
 from .._geometry import PoolProblem, Window, read_padding, transposed
 from ._row import Row, always
 
 FEW_TAPS = 8  # that the compiler's own loop runs well
 TAPS_AT_ONCE = 16  # more are pooled separably: as many steps as the sum of the window's sizes, not as their product
-WINDOWS_AT_ONCE = 16  # that reach a pixel: an expression for each
 
 
 def _is_short(w: Window) -> bool:

@@ -1,4 +1,7 @@
-"""The sums and the maps of pools of a program, found in its jaxpr, and how often each of them runs."""
+"""The sums and the maps of pools of a program, and how often each of them runs.
+
+They are found in its jaxpr; of a program for several devices each device's part is, in what XLA asks for.
+"""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -10,6 +13,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from .._conv import conv_p
 from .._conv_lax import conv_in_layout_p
+from .._forward_mode import linear_map_p
 from .._geometry import PoolProblem, Problem
 from .._plan import _measured
 from .._pool_maps import MAPS
@@ -51,7 +55,7 @@ class Asked:
 
 
 def _of_parts(function: Callable[..., Any], arrays: Sequence[Any]) -> Problems:
-    """What each device computes of a program for several: XLA says which parts while it compiles."""
+    """What each device computes of a program for several: XLA says which parts while it compiles. Loops count once."""
     asked = Asked()
     with _measured.using(asked):
         jax.jit(function).lower(*arrays).compile()
@@ -85,7 +89,7 @@ def _problem_of(primitive: Any, avals: Sequence[Any], params: dict[str, Any], pl
 
 def _inside(equation: Any) -> Iterator[Any]:
     """The jaxprs that an equation evaluates."""
-    if equation.primitive in OPS:
+    if equation.primitive in OPS or equation.primitive is linear_map_p:
         shapes = [jax.ShapeDtypeStruct(variable.aval.shape, variable.aval.dtype) for variable in equation.invars]
         yield jax.make_jaxpr(partial(equation.primitive.impl, **equation.params))(*shapes).jaxpr
     for value in jax.tree.leaves(list(equation.params.values()), is_leaf=_is_jaxpr):

@@ -36,7 +36,7 @@ class Program(NamedTuple):
     """A plan that is compiled for a sum's operands, its temporary memory, and seconds of one call."""
 
     plan: Plan
-    call: Callable[[], jax.Array]
+    call: Callable[[], Any]
     temporary_bytes: int | None
     first: float
 
@@ -108,13 +108,15 @@ def _winner(
 ) -> str:
     """The fastest that beats the table's choice by the margin and keeps the limits; otherwise the table's choice."""
     for name in sorted(times, key=lambda name: times[name].best):
-        if name == table or _gain(times[table], times[name]) < MARGIN:
+        if name == table:
             break
+        if _gain(times[table], times[name]) < MARGIN:
+            continue
         program = programs[name]
         if isinstance(p, PoolProblem):
-            kept = _maps_alike(p, program, programs[table], arrays)
+            kept = _map_keeps_limits(p, program, programs[table], arrays)
         else:
-            kept = _keeps_limits(p, program, programs.get("direct"), *arrays)
+            kept = _sum_keeps_limits(p, program, programs.get("direct"), *arrays)
         if kept:
             return name
     return table
@@ -125,8 +127,11 @@ def _gain(table: Times, other: Times) -> float:
     return min(best_ratio(table, other), ratio(table, other))
 
 
-def _maps_alike(p: PoolProblem, program: Program, table: Program, arrays: list[jax.Array]) -> bool:
-    """Whether a map takes little more memory than by the table, chooses the same winners, and is as exact."""
+def _map_keeps_limits(p: PoolProblem, program: Program, table: Program, arrays: list[jax.Array]) -> bool:
+    """Whether a map takes little more memory than by the table, chooses the same winners, and is as exact.
+
+    The reference is the table's plan in float64; for arrays of 64 bits in their own dtype.
+    """
     if exceeds_memory(Pair(program.temporary_bytes, table.temporary_bytes)):
         return False
     results, right = (jax.tree.leaves(one.call()) for one in (program, table))
@@ -143,7 +148,7 @@ def _maps_alike(p: PoolProblem, program: Program, table: Program, arrays: list[j
     return not exceeds_errors(Pair(found, expected))
 
 
-def _keeps_limits(p: Problem, program: Program, definition: Program | None, a: jax.Array, b: jax.Array) -> bool:
+def _sum_keeps_limits(p: Problem, program: Program, definition: Program | None, a: jax.Array, b: jax.Array) -> bool:
     """Whether a plan takes little more memory than the definition, and is as exact."""
     direct = None if definition is None else definition.temporary_bytes
     if exceeds_memory(Pair(program.temporary_bytes, direct)):

@@ -15,7 +15,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jaxbp
-from jaxbp import _plan, _sums
+from jaxbp import _plan
 from jaxbp._bench._plan import problems
 from jaxbp._bench._suite import conv_case
 from jaxbp._plan import _measured
@@ -245,6 +245,15 @@ def test_a_block_holds_for_each_device_s_part(file, lowered, kind):
     assert lowered == [BY_TABLE, "im2col"]
 
 
+@pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
+def test_sums_and_maps_are_planned_for_the_platform_of_the_lowering(monkeypatch, platform):
+    asked, plan = [], _plan.plan
+    monkeypatch.setattr(_plan, "plan", lambda p: (asked.append(p.platform), plan(p))[1])
+    function = jax.jit(jax.grad(lambda k, x: jaxbp.max_pool(jaxbp.conv(x, k), (2, 2), (2, 2)).sum()))
+    function.trace(jnp.ones((3, 3, 1, 2)), jnp.ones((1, 8, 8, 1))).lower(lowering_platforms=(platform,))
+    assert asked == ["" if platform == "tpu" else platform] * 4
+
+
 def test_a_default_precision_holds_for_each_device_s_part(monkeypatch):
     asked, plan = [], _plan.plan
     monkeypatch.setattr(_plan, "plan", lambda p: (asked.append(jax.config.jax_default_matmul_precision), plan(p))[1])
@@ -409,4 +418,4 @@ def test_a_precision_takes_no_candidate_that_mixes_outputs():
 
 def test_sums_without_a_choice_have_no_candidates():
     assert not list(_plan.candidates(SUMS["z"].inside(out="z", geometry=SUMS["z"].geometry, dtype=np.dtype("int32"))))
-    assert tuple(_plan.TABLES) == _sums.PLATFORMS
+    assert tuple(_plan.TABLES) == ("cpu", "cuda")

@@ -243,6 +243,15 @@ def test_pools_of_two_sharded_axes():
     assert_same(pools(jax.device_put(x, put)), pools(x))
 
 
+def test_winners_whose_dtype_does_not_hold_nobody():
+    """A part's neighbours end somewhere, and there nobody won: 256, one more than uint8 holds."""
+    winners = jnp.arange(3 * 32, dtype=jnp.uint8).reshape(1, 3, 32, 1)
+    delta = integers(1, winners.shape)
+    gradient = jax.jit(lambda d, w: jaxbp.max_pool_grad(d, w, (1, 18, 32, 1), (16, 16), (1, 1), [(0, 0), (7, 8)]))
+    put = NamedSharding(mesh_of(d=8), P(None, None, "d"))
+    assert_same(gradient(jax.device_put(delta, put), jax.device_put(winners, put)), gradient(delta, winners))
+
+
 @pytest.mark.parametrize("name", daily(["overlap, same", "stride 1, same", "ceil_mode", "3-D"], "overlap, same"))
 def test_a_pool_s_batch_stays_where_it_is(name):
     """Also where temporaries are so large that a single device takes some images at a time."""

@@ -131,6 +131,18 @@ def test_arrays_on_several_devices_have_local_shapes(kind):
     assert jax.jit(step)(kernel, images).shape == KERNEL.shape and outs(step, kernel, images) == expected
 
 
+def test_what_xla_partitions_itself_has_no_plan():
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
+    images = jax.device_put(jnp.ones((8, 6, 6, 3)), NamedSharding(mesh, PartitionSpec("data")))
+    assert outs(lambda k, x: jaxbp.conv(x, k, precision="highest"), KERNEL, images) == {}
+
+
+def test_forward_mode():
+    with jaxbp.forward_mode():
+        found = outs(lambda k, x: jax.jvp(lambda k: jaxbp.max_pool(jaxbp.conv(x, k), (2, 2)), (k,), (k,)), KERNEL, X)
+    assert found == {("z", 2): 2, ("max_pool", 2): 1, ("take_winners", 2): 1}
+
+
 def test_only_arrays_are_traced_and_shapes_will_do():
     def call(options, x):
         return {"z": jaxbp.conv(x["image"], options["kernel"], strides=options["strides"]), "text": options["name"]}
@@ -209,6 +221,17 @@ def test_one_lucky_sample_does_not_win(monkeypatch):
         lambda programs, _: {n: _measure.summarize([0.1 if n == "im2col" else 1.0, *[1.0] * 7]) for n in programs},
     )
     assert found(problem()).plan == str(_plan.by_table(problem()))
+
+
+def test_a_lucky_sample_hides_no_other(monkeypatch):
+    clock(monkeypatch)
+    rounds = {"im2col": [0.1, *[1.0] * 7], "winograd": [0.5] * 8}
+    monkeypatch.setattr(
+        _fastest,
+        "interleave",
+        lambda programs, _: {n: _measure.summarize(rounds.get(n, [1.0] * 8)) for n in programs},
+    )
+    assert found(problem()).plan == "winograd"
 
 
 def test_what_takes_too_much_memory_does_not_win(monkeypatch):
