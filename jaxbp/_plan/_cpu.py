@@ -35,22 +35,21 @@ def _copies_little(p: Problem) -> bool:
     return in_order or p.features >= 2 * NARROW or not WIDE < p.columns < WEIGHTS
 
 
-def _has_few_parts(p: Problem) -> bool:
-    """Parts fit the cache, and pixels are few for the channels, or features are few in a small window."""
-    few = PASSES * p.features <= p.channels and p.taps <= FEW_TAPS
-    return p.taps * p.features * p.pixels <= CACHE and (few or p.batch * p.pixels <= NARROW * p.channels)
+def _parts_suit(p: Problem) -> bool:
+    """Parts fit the cache, and subpixel's phases are unequal, or parts are few and most of the work is reading weights."""
+    fit = p.taps * p.features * p.pixels <= CACHE
+    if p.dilated and p.channels > NARROW:
+        return fit
+    few_features = PASSES * p.features <= p.channels and p.taps <= FEW_TAPS
+    few_parts = few_features or p.batch * p.pixels <= NARROW * p.channels
+    reads_weights = WEIGHTS_OF_POSITION * p.batch * p.pixels <= p.channels * p.features
+    return fit and few_parts and (p.dilated or reads_weights or _added_zeros(p) > 0)
 
 
 def _added_zeros(p: Problem) -> float:
     """Zeros by which subpixel pads a window to a multiple of the input dilation, for each tap."""
     facts = zip(p.window.window_shape, p.window.input_dilation, strict=True)
     return math.prod(-(-k // s) * s for k, s in facts) / p.taps - 1
-
-
-def _phases_gain_little(p: Problem) -> bool:
-    """Subpixel's phases are unequal or empty, or pixels are so few that reading the weights is most of the work."""
-    few = WEIGHTS_OF_POSITION * p.batch * p.pixels <= p.channels * p.features
-    return few or p.dilated or _added_zeros(p) > 0
 
 
 def _wastes_little(p: Problem) -> bool:
@@ -140,7 +139,7 @@ SLIDING = [
     GEMM,
     Row(lambda p: p.group_channels > 1 and are_apart(p), "per_group", "windows do not overlap: a GEMM for each group"),
     Row(
-        lambda p: p.over_zeros and _has_few_parts(p) and _phases_gain_little(p),
+        lambda p: p.over_zeros and _parts_suit(p),
         "kn2row",
         "input dilation, few pixels: one GEMM with all weights, no products with zeros",
     ),
