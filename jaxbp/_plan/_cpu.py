@@ -36,7 +36,7 @@ def _copies_little(p: Problem) -> bool:
 
 
 def _parts_suit(p: Problem) -> bool:
-    """Parts fit the cache, and subpixel's phases are unequal, or parts are few and most of the work is reading weights."""
+    """Parts fit the cache, and subpixel's phases are unequal, or most of the work is reading the weights."""
     fit = p.taps * p.features * p.pixels <= CACHE
     if p.dilated and p.channels > NARROW:
         return fit
