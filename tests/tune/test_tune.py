@@ -320,7 +320,7 @@ NESTED = (
 @pytest.mark.parametrize("case", NESTED, ids=lambda case: case.family)
 def test_plans_with_other_algorithms_inside_compute_the_same(case):
     for p in problems(case, "float32", "cpu").values():
-        a, b = (jnp.round(3 * x) for x in _fastest._operands(p))
+        a, b = (jnp.round(3 * x) for x in _fastest.operands(p))
         expected = _plan.evaluate(_plan.with_algorithm(p, "direct", "the definition"), a, b, p.dtype)
         for plan in _plan.candidates(p):
             for inside in _plan.candidates_inside(plan):
