@@ -6,8 +6,8 @@ All but the maximum are linear in their first array. Two pairs are each the tran
     the pixel that won each window             |  each delta at the pixel that won its window
 
 Unpooling, where the last window to write wins, has a transpose that is made of these. The derivative of the maximum is
-the pixel that won. So derivatives of any order are maps of this file again, which
-know how they are split over several devices. `_plan` chooses the algorithms. Arrays are (*batch, *spatial, C).
+the pixel that won. So derivatives of any order are maps of this file again, which know how they are split over several
+devices. `_plan` chooses the algorithms. Arrays are (*batch, *spatial, C).
 """
 
 import functools

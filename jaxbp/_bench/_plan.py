@@ -1,6 +1,5 @@
 """Which algorithms evaluate each sum of a case, and why."""
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
@@ -21,6 +20,7 @@ from .._geometry import (
     transposed_padding,
 )
 from .._pool_maps import max_and_winners
+from ._programs import normal
 from ._suite import Case
 
 # Of a convolution its sums, of a pool its maps.
@@ -35,8 +35,6 @@ PARTS = {
 }
 MAPS = {"max_pool": ("max_pool", "upsample_chosen"), "avg_pool": ("window_sum", "upsample_evenly")}
 PLATFORMS = {"cpu": "CPU", "cuda": "GPU"}
-# Of an array; larger ones repeat them.
-MOST_RANDOM = 1 << 22
 
 
 def problems(case: Case, dtype: str, platform: str) -> dict[str, Problem | PoolProblem]:
@@ -58,19 +56,13 @@ def operands(p: Problem | PoolProblem) -> list[jax.Array]:
     if isinstance(p, PoolProblem):
         w = p.window
         shape = w.input_shape if p.out in ("max_pool", "take_winners", "window_sum") else w.output_shape
-        arrays = [_normal(rng, (p.batch, *shape, p.channels), p.dtype)]
+        arrays = [normal(rng, (p.batch, *shape, p.channels), p.dtype)]
         if "winners" in p.out or p.out == "upsample_chosen":
-            x = _normal(rng, (p.batch, *w.input_shape, p.channels), p.dtype)
+            x = normal(rng, (p.batch, *w.input_shape, p.channels), p.dtype)
             arrays.append(jax.jit(max_and_winners, static_argnums=1)(x, w)[1])
         return arrays
     members = (p.members,) if p.members > 1 else ()
-    return [_normal(rng, (*members, *shape), p.dtype) for shape in operand_shapes(p)]
-
-
-def _normal(rng: np.random.Generator, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    """Random numbers; those of a large array repeat."""
-    numbers = rng.standard_normal(min(math.prod(shape), MOST_RANDOM), np.float32)
-    return jnp.asarray(np.resize(numbers, shape)).astype(dtype)
+    return [normal(rng, (*members, *shape), p.dtype) for shape in operand_shapes(p)]
 
 
 def function_of(plan: _plan.Plan, dtype: Any) -> Callable[..., Any]:

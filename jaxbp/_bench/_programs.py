@@ -16,7 +16,7 @@ from ._suite import Case
 
 WHOLE = "forward + gradients"
 # Of an array; larger ones repeat them.
-MOST_RANDOM = 1 << 24
+MOST_RANDOM = 1 << 22
 GRADIENTS = ("input gradient", "kernel gradient", "bias gradient")
 
 
@@ -31,13 +31,14 @@ class Program(NamedTuple):
 def random_arrays(case: Case, function: Callable, dtype: Any, seed: int = 0) -> tuple[list[jax.Array], jax.Array]:
     """The case's arrays, and a cotangent of its output."""
     rng = np.random.default_rng(seed)
+    arrays = [normal(rng, shape, dtype) for shape in case.shapes]
+    return arrays, normal(rng, jax.eval_shape(function, *arrays).shape, dtype)
 
-    def normal(shape: tuple[int, ...]) -> jax.Array:
-        numbers = rng.standard_normal(min(math.prod(shape), MOST_RANDOM), np.float32)
-        return jnp.asarray(np.resize(numbers, shape)).astype(dtype)
 
-    arrays = [normal(shape) for shape in case.shapes]
-    return arrays, normal(jax.eval_shape(function, *arrays).shape)
+def normal(rng: np.random.Generator, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    """Random numbers; those of a large array repeat."""
+    numbers = rng.standard_normal(min(math.prod(shape), MOST_RANDOM), np.float32)
+    return jnp.asarray(np.resize(numbers, shape)).astype(dtype)
 
 
 def function_of(case: Case, module: ModuleType) -> Callable[..., jax.Array]:
