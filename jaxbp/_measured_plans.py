@@ -33,7 +33,7 @@ def tune(function: Callable[..., Any], *args: Any, file: File, seconds: float | 
       times as fast all sums of the function are as by the tables. Printed, it is a table.
 
     Raises:
-      TypeError: function cannot be called.
+      TypeError: function cannot be called; file is no path.
       FileNotFoundError: the file's folder does not exist.
       ValueError: the file is broken, was written by a newer jaxbp, or cannot be written; seconds is negative; JAX runs
         on a platform that jaxbp has no algorithms for.
@@ -66,6 +66,7 @@ def use_plans(file: File | None) -> None:
         names a file for programs that never call this.
 
     Raises:
+      TypeError, IsADirectoryError: file names no file.
       FileNotFoundError: there is no such file.
       ValueError: the file is broken, or was written by a newer jaxbp.
 
@@ -88,6 +89,7 @@ def plans(file: File | None) -> AbstractContextManager[None]:
       A context manager for one `with` statement, of this thread alone.
 
     Raises:
+      TypeError, IsADirectoryError: file names no file.
       FileNotFoundError: there is no such file.
       ValueError: the file is broken, or was written by a newer jaxbp.
 

@@ -118,13 +118,22 @@ def _of_environment() -> Plans | None:
 
 def load(file: File) -> Plans:
     """The plans of a file."""
+    require_path(file)
     try:
         text = Path(file).read_text(encoding="utf-8")
     except FileNotFoundError:
         raise FileNotFoundError(f"{os.fspath(file)}: there is no such file of plans; `jaxbp.tune` writes one") from None
+    except IsADirectoryError:
+        raise IsADirectoryError(f"{os.fspath(file)} is a folder; give the path of a file of plans in it") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{os.fspath(file)} is no file of plans: {error}") from None
     return Plans(file, text)
+
+
+def require_path(file: Any) -> None:
+    """Refuse what is no path."""
+    if not isinstance(file, str | os.PathLike):
+        raise TypeError(f"plans: file must be the path of a file, but got {type(file).__name__} {file!r}")
 
 
 def machines_of(file: File, text: str) -> dict[Machine, dict[str, Any]]:

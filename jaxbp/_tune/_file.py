@@ -10,7 +10,7 @@ from typing import Any
 
 from .._output import require_writable, write_whole
 from .._plan._machine import Machine
-from .._plan._measured import VERSION, File, Measured, entries, key, machines_of
+from .._plan._measured import VERSION, File, Measured, entries, key, machines_of, require_path
 
 # Merging takes milliseconds: a lock that is older belonged to a process that was killed.
 STALE_SECONDS = 10.0
@@ -19,6 +19,7 @@ WAIT_SECONDS = 60.0
 
 def require_plans(file: File) -> None:
     """Refuse a file that cannot be written, or that holds something else."""
+    require_path(file)
     folder = os.path.dirname(os.path.abspath(file))
     if not os.path.isdir(folder):
         raise FileNotFoundError(f"{os.fspath(file)}: there is no folder {folder}")

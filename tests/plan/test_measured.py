@@ -277,6 +277,15 @@ def test_a_plan_is_for_its_own_sum_alone(file):
     assert _plan.plan(SUMS["z"].inside(out="z", geometry=SUMS["z"].geometry, members=4)).by == "table"
 
 
+def test_what_names_no_file(tmp_path):
+    for call in (jaxbp.use_plans, jaxbp.plans, lambda file: jaxbp.tune(len, [], file=file)):
+        with pytest.raises(TypeError, match="file must be the path of a file, but got int 3"):
+            call(3)
+    for call in (jaxbp.use_plans, jaxbp.plans):
+        with pytest.raises(IsADirectoryError, match="is a folder; give the path of a file of plans"):
+            call(tmp_path)
+
+
 def test_keys_of_different_sums_differ():
     g = SUMS["z"].geometry
     others = [
