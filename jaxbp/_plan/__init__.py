@@ -35,7 +35,7 @@ from .._algorithms._memory import after as after
 from .._arguments import sum_dtype, wider
 from .._geometry import ConvGeometry, PoolProblem, Problem, problem
 from . import _cpu, _gpu, _measured, _pools
-from ._measured import INSIDE as INSIDE
+from ._row import INSIDE as INSIDE
 from ._row import ONE_BY_ONE as ONE_BY_ONE
 from ._row import Row, always
 
@@ -93,7 +93,7 @@ def plan(p: Problem | PoolProblem) -> Plan:
     found = None if plans is None or _without_choice(p) else plans.find(p, KNOWN)
     if found is not None and applies(p, found.plan):
         why = f"measured: {found.plan_ms:.3g} ms; {found.table}, by the table: {found.table_ms:.3g} ms"
-        return with_algorithm(p, found.plan.replace(INSIDE, " "), why, by="measured")
+        return with_algorithm(p, found.plan, why, by="measured")
     return by_table(p)
 
 
@@ -117,7 +117,7 @@ def _row(p: Problem | PoolProblem) -> Row:
     else:
         table = TABLES[p.platform][p.out]
     known = algorithms(p)
-    return next(row for row in table if known[row.algorithm.split()[0]].applies(p) and row.when(p))
+    return next(row for row in table if known[row.algorithm.partition(INSIDE)[0]].applies(p) and row.when(p))
 
 
 def algorithms(p: Problem | PoolProblem) -> Mapping[str, Any]:
@@ -146,11 +146,9 @@ def candidates(p: Problem | PoolProblem) -> Iterator[Plan]:
         return
     for name, module in algorithms(p).items():
         if module.applies(p):
-            inside = module.inside(p) if hasattr(module, "inside") else ("",)
-            for other in inside:
-                yield with_algorithm(p, f"{name} {other}".strip(), "it applies")
-                if p.members > 1:
-                    yield with_algorithm(p, f"{ONE_BY_ONE} {name} {other}".strip(), "it applies")
+            names = [name + INSIDE + other for other in module.inside(p)] if hasattr(module, "inside") else [name]
+            names += [ONE_BY_ONE + INSIDE + each for each in names] if p.members > 1 else []
+            yield from (with_algorithm(p, each, "it applies") for each in names)
 
 
 def candidates_inside(chosen: Plan) -> Iterator[Plan]:
@@ -160,7 +158,7 @@ def candidates_inside(chosen: Plan) -> Iterator[Plan]:
         return
     deeper = name == ONE_BY_ONE or inner.inner is not None
     for other in candidates_inside(inner) if deeper else candidates(inner.problem):
-        yield with_algorithm(chosen.problem, " ".join([name, *str(other).split(INSIDE)]), "it applies")
+        yield with_algorithm(chosen.problem, name + INSIDE + str(other), "it applies")
 
 
 def applies(p: Problem | PoolProblem, plan: str) -> bool:
@@ -188,7 +186,7 @@ def _as_run(name: str, p: Any) -> Any:
 
 def with_algorithm(p: Problem | PoolProblem, algorithm: str, why: str, by: str = "table") -> Plan:
     """The plan of an algorithm: a name, perhaps with those inside it; otherwise the inner sum has a plan of its own."""
-    name, _, inside = algorithm.partition(" ")
+    name, _, inside = algorithm.partition(INSIDE)
     if name == ONE_BY_ONE and isinstance(p, Problem):
         inner = with_algorithm(alone(p), inside, why, by)
         return Plan(p, name, why, inner.run, inner, by)

@@ -1,27 +1,25 @@
 """Which algorithm evaluates a sum on a CPU, and why: a table for each sum.
 
-Each row's gain was measured by `python -m jaxbp bench --algorithms --random` on an x86 CPU with AVX2: at least 1.15 as
-the geometric mean over the sums that it decides, against the table without it.
+The rows were fitted to what `python -m jaxbp bench --algorithms --random` says on x86 CPUs with AVX2 and with AVX-512.
 """
 
 import math
 
 from .._algorithms import _space_to_batch, _winograd
-from .._algorithms._gemm import are_apart
 from .._algorithms._valid_taps import valid_share
 from .._algorithms._winograd import fills_tiles
-from .._geometry import Problem
+from .._geometry import Problem, dilated_size
 from ._row import ONE_BY_ONE, Row, always
 
 # Facts of the processor and of XLA:CPU on it.
 CACHE = 1 << 21  # elements that stay in the cache: 8 MiB of float32
 NARROW = 16  # channels or features: a narrower GEMM takes as long
-WIDE = 64  # columns, channels or terms
+WIDE = 64  # columns, channels or features
 FEW = 4  # images, channels or features
 FEW_TAPS = 9  # of a window whose rows share little
 MANY_POSITIONS = 1 << 13  # of a whole batch: worth an elementwise loop
 TERMS = 150  # of an elementwise sum
-WEIGHTS, FEW_WEIGHTS = 1 << 11, 1 << 9  # that an elementwise sum multiplies
+WEIGHTS, FEW_WEIGHTS = 1 << 11, 1 << 9  # that an elementwise sum multiplies, or of one output
 POSITIONS = 384  # of a whole batch, which share Winograd's weights
 PASSES = 4  # over kn2row's parts, each as slow as gathering a window's element
 VALID = 0.6  # share of what windows read that is inside the input
@@ -30,9 +28,9 @@ LARGE_MEMBER = 1 << 13  # elements of a member that is worth a step of a loop
 
 
 def _copies_little(p: Problem) -> bool:
-    """Windows need no copy (pixels, a single window, delta's), or the GEMM is worth the copy of windows into rows."""
+    """Windows are rows as they are (pixels, a single window, delta's), or XLA's convolution is slower than the copy."""
     in_order = p.taps == 1 or p.over_zeros or p.outputs == 1
-    return in_order or p.features >= 2 * NARROW or not WIDE < p.columns < WEIGHTS
+    return in_order or p.out == "kernel" or p.rank != 2 or p.features >= WIDE or p.columns >= WEIGHTS
 
 
 def _parts_suit(p: Problem) -> bool:
@@ -48,8 +46,9 @@ def _parts_suit(p: Problem) -> bool:
 
 def _added_zeros(p: Problem) -> float:
     """Zeros by which subpixel pads a window to a multiple of the input dilation, for each tap."""
-    facts = zip(p.window.window_shape, p.window.input_dilation, strict=True)
-    return math.prod(-(-k // s) * s for k, s in facts) / p.taps - 1
+    w = p.window
+    spans = map(dilated_size, w.window_shape, w.dilation)
+    return math.prod(-(-span // s) * s for span, s in zip(spans, w.input_dilation, strict=True)) / p.taps - 1
 
 
 def _wastes_little(p: Problem) -> bool:
@@ -66,22 +65,21 @@ def _adds_little(p: Problem) -> bool:
 
 def _is_short(p: Problem) -> bool:
     """A short elementwise sum over many positions."""
-    many = p.rank > 1 and p.positions >= MANY_POSITIONS
-    few = p.channels <= FEW and p.taps <= FEW_TAPS
+    few = p.channels <= FEW
+    many = p.positions >= MANY_POSITIONS and (p.rank == 2 or (p.rank == 1 and few))
     most = WEIGHTS * (2 if few else 1) if many else FEW_WEIGHTS
-    return p.columns <= TERMS and p.columns * p.features <= most
+    return p.columns <= (TERMS if few else WIDE) and p.columns * p.features <= most
 
 
 def _is_grouped_finely(p: Problem) -> bool:
-    """Depthwise, or many groups of short sums: the loop runs along the groups, unless a group's features are more."""
-    terms = TERMS if p.positions >= MANY_POSITIONS else WIDE
-    many = p.groups >= NARROW or (2 * p.groups >= NARROW and p.group_features < FEW)
-    return p.groups > 1 and (p.group_channels == 1 or (many and p.columns <= terms))
+    """Depthwise, or groups of few features and few weights."""
+    few = p.group_features <= FEW and p.columns * p.group_features <= FEW_WEIGHTS
+    return p.groups > 1 and (p.group_channels == 1 or few)
 
 
 def _fills_gemms(p: Problem) -> bool:
     """Channels and features are many, and outputs fill their tiles."""
-    return p.rank == 2 and min(p.channels, p.features) >= 2 * NARROW and fills_tiles(p) and not _reads_padding(p)
+    return p.rank == 2 and min(p.channels, p.features) >= 2 * NARROW and fills_tiles(p)
 
 
 def _fills_gemms_in_phases(p: Problem) -> bool:
@@ -95,11 +93,6 @@ def _reads_padding(p: Problem) -> bool:
     return min(p.channels, p.features) >= NARROW and valid_share(p.window) <= VALID
 
 
-def _has_few_positions(p: Problem) -> bool:
-    """So few positions that a GEMM is as slow as reading its weights."""
-    return WEIGHTS_OF_POSITION * p.positions <= p.channels * p.features
-
-
 def _delta_is_narrower(p: Problem) -> bool:
     """Views of delta have fewer columns than views of x."""
     if p.rank == 1:
@@ -107,11 +100,17 @@ def _delta_is_narrower(p: Problem) -> bool:
     return 2 * p.channels * p.outputs >= PASSES * p.features * p.pixels and p.group_channels >= 2 * p.group_features
 
 
-def _has_few_columns(p: Problem) -> bool:
-    """Views of all taps cost little: their rows share little, or they are few beside delta, which XLA transposes."""
-    if p.rank == 1:
-        return 2 * p.columns <= p.features or (p.strided and p.batch <= FEW and p.taps <= FEW_TAPS)
-    return p.taps <= FEW_TAPS and (p.rank > 2 or (p.strided and p.features >= NARROW))
+def _shares_few_views(p: Problem) -> bool:
+    """At a stride, or along one axis with columns that are few beside delta's, or batched: one of several examples."""
+    if p.rank == 1 and (p.members > 1 or 2 * p.columns <= p.features):
+        return True
+    return p.rank < 3 and p.strided and p.taps <= FEW_TAPS and p.features >= NARROW
+
+
+def _shares_views(p: Problem) -> bool:
+    """Views of a row of taps serve all rows, and are wide, or of a single image."""
+    wide = p.features >= NARROW or (p.columns >= WIDE and p.batch <= FEW)
+    return p.rank > 2 or (p.rank == 2 and wide)
 
 
 def _is_a_large_member(p: Problem) -> bool:
@@ -119,44 +118,36 @@ def _is_a_large_member(p: Problem) -> bool:
     return p.batch * p.pixels * p.channels >= LARGE_MEMBER
 
 
-def _is_one_of_many(p: Problem) -> bool:
-    """One of several kernel gradients along one axis, which a vmap asks for."""
-    return p.members > 1 and p.rank == 1
-
-
 GEMM = Row(_copies_little, "gemm", "windows do not overlap: one GEMM")
+PER_GROUP = Row(always, "per_group", "XLA runs a grouped convolution as if it were dense")
 WINOGRAD = "windows of 3 at stride 1: 4 products for 6 along each axis"
-PHASES = "dilation: in each phase taps are neighbours, so Winograd applies"
-VALID_TAPS = "much padding, few outputs or positions: a GEMM for each tap, of the pixels inside alone, none with zeros"
-TILES = "few channels: several outputs per GEMM row, so each pixel is gathered once"
-DIRECT = Row(always, "direct", "a dense convolution is what XLA does best")
+PHASES = Row(
+    _fills_gemms_in_phases, "space_to_batch", "dilation: in each phase taps are neighbours, so Winograd applies"
+)
+VALID_TAPS = "a GEMM for each tap, of the pixels inside alone: much padding, no products with zeros"
 FOLD = Row(
     lambda p: not p.strided and p.taps > FEW_TAPS,
     "fold_axis",
     "XLA has no fast convolution beyond two dimensions: the first axis into batch and channels",
 )
+DIRECT = Row(always, "direct", "a dense convolution is what XLA does best")
 SLIDING = [
     GEMM,
-    Row(lambda p: p.group_channels > 1 and are_apart(p), "per_group", "windows do not overlap: a GEMM for each group"),
     Row(
         lambda p: p.over_zeros and _parts_suit(p),
         "kn2row",
         "input dilation, few pixels: one GEMM with all weights, no products with zeros",
     ),
     Row(_wastes_little, "subpixel", "input dilation: more features on the input without zeros, then depth-to-space"),
-    Row(_is_grouped_finely, "shift_add", "few channels in a group: a short elementwise sum"),
-    Row(always, "per_group", "XLA runs a grouped convolution as if it were dense"),
+    Row(_is_grouped_finely, "shift_add", "few weights in a group: a short elementwise sum"),
+    PER_GROUP,
     Row(_adds_little, "kn2row", "few outputs: one GEMM of pixels and all weights, then shifted sums"),
     Row(_is_short, "shift_add", "few weights: a short elementwise sum"),
-    # Along one axis XLA is slower for few taps only.
-    Row(
-        lambda p: _reads_padding(p) or (_has_few_positions(p) and (p.rank > 1 or p.taps < FEW)),
-        "valid_taps",
-        VALID_TAPS,
-    ),
-    Row(always, "swap_operands direct", "a window larger than the input: the input slides over the kernel"),
-    Row(lambda p: p.batch >= FEW and p.positions >= POSITIONS and _fills_gemms(p), "winograd", WINOGRAD),
-    Row(_fills_gemms_in_phases, "space_to_batch", PHASES),
+    Row(lambda p: p.positions >= POSITIONS and _fills_gemms(p), "winograd", WINOGRAD),
+    PHASES,
+    Row(_reads_padding, "valid_taps", VALID_TAPS),
+    Row(always, "swap_operands > direct", "a window larger than the input: the input slides over the kernel"),
+    Row(lambda p: p.channels <= FEW, "im2col", "few channels: XLA's convolution gathers windows slowly"),
     FOLD,
     Row(lambda p: p.rank > 2, "im2col", "XLA has no fast convolution beyond two dimensions"),
     DIRECT,
@@ -167,22 +158,25 @@ KERNEL = [
     Row(_fills_gemms, "winograd", WINOGRAD),
     Row(_delta_is_narrower, "swap_operands", "delta has fewer channels: gathered in place of x"),
     Row(always, "shift_add", "depthwise: elementwise sums over the batch, then one reduction for all taps"),
-    Row(always, "per_group", "XLA runs a grouped convolution as if it were dense"),
+    PER_GROUP,
     Row(
-        lambda p: _reads_padding(p) or (p.strided and p.features <= NARROW <= p.channels) or _has_few_positions(p),
+        lambda p: _reads_padding(p) or (p.strided and p.features <= NARROW <= p.channels),
         "valid_taps",
-        VALID_TAPS,
+        VALID_TAPS + ", or few features at a stride",
     ),
-    Row(_fills_gemms_in_phases, "space_to_batch", PHASES),
-    Row(lambda p: p.channels <= FEW and (p.rank == 1 or p.features < NARROW), "width_tiling im2col", TILES),
-    Row(lambda p: p.channels <= FEW and p.features == NARROW, "width_tiling row_im2col", TILES),
-    FOLD,
-    Row(_is_one_of_many, "im2col", "of several examples: a batched GEMM"),
-    Row(_has_few_columns, "im2col", "few columns, or strides: rows of taps share few views"),
+    PHASES,
     Row(
-        lambda p: p.rank > 2 or (p.rank == 2 and (p.features >= NARROW or (p.columns >= WIDE and p.batch <= FEW))),
-        "row_im2col",
-        "views of one row of taps serve all rows",
+        lambda p: p.channels <= FEW and (p.rank == 1 or p.features < NARROW),
+        "width_tiling > im2col",
+        "few channels: several outputs per GEMM row, so each pixel is gathered once",
+    ),
+    FOLD,
+    Row(_shares_few_views, "im2col", "taps share few views: one GEMM for all of them"),
+    Row(_shares_views, "row_im2col", "views of one row of taps serve all rows"),
+    Row(
+        lambda p: p.outputs > p.pixels and not p.over_zeros,
+        "swap_operands > direct",
+        "delta is larger than x: it slides over x in XLA's fast convolution only where operands are swapped",
     ),
     DIRECT,
 ]

@@ -51,7 +51,7 @@ TABLES = {
         Row(lambda p: p.groups == 1, "subpixel", SUBPIXEL),
         DEPTHWISE,
         FOLD,
-        Row(_few_channels, "width_tiling direct", NARROW_TILES),
+        Row(_few_channels, "width_tiling > direct", NARROW_TILES),
         CUDNN,
     ],
     "x": [
@@ -59,7 +59,7 @@ TABLES = {
         Row(lambda p: p.groups == 1 and (p.features <= FEW_CHANNELS or p.rank > 2), "subpixel", SUBPIXEL),
         DEPTHWISE,
         FOLD,
-        Row(_few_channels, "width_tiling direct", NARROW_TILES),
+        Row(_few_channels, "width_tiling > direct", NARROW_TILES),
         CUDNN,
     ],
     "kernel": [
@@ -88,7 +88,7 @@ TABLES = {
         ),
         Row(
             lambda p: _few_channels(p) and (p.channels <= 2 or p.dtype.itemsize <= HALF),
-            "width_tiling direct",
+            "width_tiling > direct",
             NARROW_TILES,
         ),
         CUDNN,

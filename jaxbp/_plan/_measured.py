@@ -21,6 +21,7 @@ import numpy as np
 
 from .._geometry import PoolProblem, Problem
 from ._machine import Machine, machine
+from ._row import INSIDE
 
 VERSION = 1
 VARIABLE = "JAXBP_PLANS"
@@ -37,8 +38,6 @@ TITLES = {
     "window_sum": "sum pool",
     "upsample_evenly": "sum pool gradient",
 }
-# Between an algorithm and the one that is inside of it.
-INSIDE = " > "
 # That the environment decides.
 UNSAID = "the environment"
 File = str | os.PathLike[str]

@@ -161,7 +161,7 @@ def _sum_keeps_limits(p: Problem, program: Program, definition: Program | None, 
         # No dtype is wider. An algorithm rounds as often in float32.
         p = p.inside(out=p.out, geometry=p.geometry, dtype=np.dtype("float32"), members=1)
         a, b = a.astype(p.dtype), b.astype(p.dtype)
-        plan = _plan.with_algorithm(p, str(plan).replace(_plan.INSIDE, " "), "in float32")
+        plan = _plan.with_algorithm(p, str(plan), "in float32")
         result = jax.jit(partial(_plan.evaluate, plan, dtype=p.dtype))(a, b)
     with jax.enable_x64(True):
         right = _first_features(p, a, b, jnp.float64)
