@@ -1,6 +1,7 @@
 """gemm: one matrix product, where windows do not overlap (1x1, patches): each input pixel belongs to one window."""
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -10,17 +11,26 @@ from jax import lax
 
 from .._geometry import ConvGeometry, Problem, Window, as_patches, non_overlapping, read_padding, transposed
 from ._direct import backward_kernel, weights
+from ._memory import materialize
 from ._tiles import MOST_MATERIALIZED, images_at_once, some_images, sum_images
-from ._windows import concat_views, pad_axes
+from ._windows import pad_axes
 
 # Thresholds, measured.
 WIDE = 256
 FEW_OUTPUTS = 1 << 14
+FEWEST_TERMS = 3 << 19  # positions times outputs, from which a transposed copy of the narrower factor is worth it
+FEWEST_COLUMNS = 64  # of that copy
+MOST_COPIED = 1 << 21  # its elements
 
 
 def applies(p: Problem) -> bool:
-    """One group, where windows do not overlap, or (but for a kernel's gradient) those of the transposed convolution."""
-    return p.groups == 1 and (non_overlapping(as_patches(p.window)) or (p.out != "kernel" and _is_transposed(p)))
+    """Where windows do not overlap, or those of the transposed convolution do not."""
+    return p.groups == 1 and are_apart(p)
+
+
+def are_apart(p: Problem) -> bool:
+    """Whether windows do not overlap, or (but for a kernel's gradient) those of the transposed convolution do not."""
+    return non_overlapping(as_patches(p.window)) or (p.out != "kernel" and _is_transposed(p))
 
 
 def run(a: jax.Array, b: jax.Array, p: Problem) -> jax.Array:
@@ -28,7 +38,9 @@ def run(a: jax.Array, b: jax.Array, p: Problem) -> jax.Array:
     w = as_patches(p.window)
     if p.out == "kernel":
         g = p.g._replace(window=w)
-        if p.platform != "cpu" or not _copies_much(w, p.batch, p.channels):
+        if p.platform != "cpu":
+            return kernel_grad(a, b, g, read_across)
+        if not _copies_much(w, p.batch, p.channels):
             return kernel_grad(a, b, g)
         return sum_images(partial(kernel_grad, g=g), a, b, p.pixels * p.channels, times=2)
     channels = p.channels
@@ -71,9 +83,24 @@ def transposed_product(delta: jax.Array, kernel: jax.Array, g: ConvGeometry) -> 
 def over_positions(x: jax.Array, delta: jax.Array, precision: Any, parts: int = 1) -> jax.Array:
     """(..., C, O): x^T delta, summed over the positions of (..., positions, C) and (..., positions, O).
 
-    The GEMM reads the narrower factor against the order of memory, with a stride. The sum over the positions is taken
-    in `parts` equal parts, which are more exact. A long sum of few but wide rows is taken in two parts: a single GEMM
-    would leave a core without work.
+    XLA:CPU's fast GEMM needs a first factor with contiguous rows. Here its columns are contiguous. So the narrower
+    factor is copied, transposed, where that is worth it.
+    """
+    narrow, wide = sorted((x, delta), key=_cost_across)
+    # The copy has to stay in the cache, and to cost little beside the GEMM.
+    few = narrow.shape[-1] < FEWEST_COLUMNS or narrow.size * wide.shape[-1] < FEWEST_TERMS
+    if x.ndim > 2 or parts > 1 or few or narrow.size > MOST_COPIED:
+        return read_across(x, delta, precision, parts)
+    # Behind barriers: the compiler would fold both transposes into the GEMM.
+    product = jnp.matmul(lax.optimization_barrier(narrow.T), wide, precision=precision)
+    return product if narrow is x else lax.optimization_barrier(product).T
+
+
+def read_across(x: jax.Array, delta: jax.Array, precision: Any, parts: int = 1) -> jax.Array:
+    """The same without a copy: the GEMM reads the narrower factor against the order of memory, with a stride.
+
+    The sum over the positions is taken in `parts` equal parts, which are more exact. A long sum of few but wide rows is
+    taken in two parts: a single GEMM would leave a core without work.
     """
     narrow, wide = sorted((x, delta), key=_cost_across)
     positions, columns = wide.shape[-2:]
@@ -92,11 +119,13 @@ def over_positions(x: jax.Array, delta: jax.Array, precision: Any, parts: int = 
     return product if narrow is x else product.swapaxes(-2, -1)
 
 
-def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
+def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry, product: Callable = over_positions) -> jax.Array:
     """The windows as rows, times delta, summed over all positions."""
     rows = _windows_as_rows(x, g.window)
     rows, delta = rows.reshape(-1, rows.shape[-1]), delta.reshape(-1, delta.shape[-1])
-    return over_positions(rows, delta, g.precision).reshape(*g.window.window_shape, x.shape[-1], delta.shape[-1])
+    if _steps(g.window) and not _worth_two_copies(x):
+        product = read_across
+    return product(rows, delta, g.precision).reshape(*g.window.window_shape, x.shape[-1], delta.shape[-1])
 
 
 def _cost_across(a: jax.Array) -> float:
@@ -109,12 +138,24 @@ def _windows_as_rows(x: jax.Array, w: Window) -> jax.Array:
     """(N, *output, elements of a window): the padded input split into windows, without what no window reads."""
     n, channels = x.shape[0], x.shape[-1]
     if w.taps == 1:
-        in_place = set(w.strides) <= {1} and not any(map(any, w.padding))
-        return x if in_place else concat_views(x, w)
+        axes = range(1, w.rank + 1)
+        x = pad_axes(x, axes, read_padding(w), 0)
+        x = lax.slice(x, (0,) * x.ndim, x.shape, (1, *w.strides, 1))
+        return materialize(x) if _steps(w) and _worth_two_copies(x) else x
     x = pad_axes(x, range(1, w.rank + 1), _whole_windows(w), 0)
     x = x.reshape(n, *_split(w, channels))
     x = x.transpose(0, *range(1, 2 * w.rank, 2), *range(2, 2 * w.rank + 1, 2))
     return x.reshape(n, *w.output_shape, -1)
+
+
+def _steps(w: Window) -> bool:
+    """Whether windows are single pixels, at a stride."""
+    return w.taps == 1 and not set(w.strides) <= {1}
+
+
+def _worth_two_copies(x: jax.Array) -> bool:
+    """Whether rows are wide enough for a copy of the strided pixels, and a transposed copy of that."""
+    return x.shape[-1] >= 2 * FEWEST_COLUMNS
 
 
 def _rows_as_windows(rows: jax.Array, w: Window) -> jax.Array:

@@ -21,8 +21,11 @@ from ._memory import materialize
 from ._tiles import TILE_ELEMENTS, images_at_once, largest_divisor, some_images
 from ._windows import MAX_TAPS, pad_axes, tap_views
 
-# Limits of compile time. The forward sum: terms that are unrolled, and terms in each pass.
+# Limits of compile time. The forward sum: terms that are unrolled (fewer for many groups, where passes over some of the
+# terms are as fast), and terms in each pass.
 TERMS_AT_ONCE = 64
+TERMS_OF_MANY_GROUPS = 48
+MANY_GROUPS = 96
 TERMS_IN_PASS = 16
 # The kernel's gradient: taps in one pass, and images (or bands of their rows) whose sum is unrolled.
 TAPS_AT_ONCE = 8
@@ -48,7 +51,7 @@ def run(a: jax.Array, b: jax.Array, p: Problem) -> jax.Array:
     if p.out == "kernel":
         return kernel_grad(a, b, p.g) if p.platform == "cpu" else reductions(a, b, p.g)
     kernel = kernel_of(b, p)
-    if p.columns <= TERMS_AT_ONCE:
+    if p.columns <= (TERMS_AT_ONCE if p.groups < MANY_GROUPS else TERMS_OF_MANY_GROUPS):
         pixels, weights = (_channels_by_group(operand, p.groups) for operand in (a, kernel))
         return _channels_in_order(materialize(_sum_of_terms(pixels, weights, p.window)))
     # A large window takes some rows at a time. Every pass reads and writes the sum so far: it has to stay in the cache.

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._geometry import ConvGeometry, Problem, Window, outputs_inside
-from ._gemm import over_positions
+from ._gemm import read_across
 from ._tiles import images_at_once, some_images, sum_images
 from ._windows import as_matrix, gather_pixels, pad_axes
 
@@ -58,7 +58,7 @@ def _kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
     """(taps, C, O): each tap's valid pixels times the delta of its outputs, summed over them."""
     none = jnp.zeros_like(x, shape=(x.shape[-1], delta.shape[-1]))
     by_tap = {
-        tap: over_positions(as_matrix(_gather(x, pixels)), as_matrix(_gather(delta, places)), g.precision)
+        tap: read_across(as_matrix(_gather(x, pixels)), as_matrix(_gather(delta, places)), g.precision)
         for tap, pixels, places in _rectangles(g.window)
     }
     taps = itertools.product(*map(range, g.window.window_shape))

@@ -1,91 +1,95 @@
-"""Which algorithm evaluates a sum on a CPU, and why: a table for each sum.
+"""Which algorithm evaluates a sum on a CPU, and why: a table for the output and x's gradient, one for the kernel's.
 
-The rows were fitted to what `python -m jaxbp bench --algorithms --random` says on x86 CPUs with AVX2 and with AVX-512.
+In the first table the kernel slides, over x or over delta: for x's gradient "channels" are delta's, and the zeros that
+a stride puts between delta's pixels are input dilation. The rows were fitted to what
+`python -m jaxbp bench --algorithms --random` says on x86 CPUs with AVX2 and with AVX-512.
 """
 
 import math
 
 from .._algorithms import _space_to_batch, _winograd
+from .._algorithms._gemm import are_apart
 from .._algorithms._valid_taps import valid_share
 from .._algorithms._winograd import fills_tiles
 from .._geometry import Problem, dilated_size
 from ._row import ONE_BY_ONE, Row, always
 
-# Facts of the processor and of XLA:CPU on it.
+# Thresholds of the processor, and of XLA:CPU on it.
 CACHE = 1 << 21  # elements that stay in the cache: 8 MiB of float32
-NARROW = 16  # channels or features: a narrower GEMM takes as long
+NARROW = 16  # channels or features: a narrower GEMM takes as long as one of 16
 WIDE = 64  # columns, channels or features
 FEW = 4  # images, channels or features
-FEW_TAPS = 9  # of a window whose rows share little
-MANY_POSITIONS = 1 << 13  # of a whole batch: worth an elementwise loop
+FEW_TAPS = 9  # of a window
+MANY_POSITIONS = 1 << 13  # of a whole batch: worth an elementwise loop over more weights
 TERMS = 150  # of an elementwise sum
-WEIGHTS, FEW_WEIGHTS = 1 << 11, 1 << 9  # that an elementwise sum multiplies, or of one output
-POSITIONS = 384  # of a whole batch, which share Winograd's weights
-PASSES = 4  # over kn2row's parts, each as slow as gathering a window's element
+WEIGHTS, FEW_WEIGHTS = 1 << 11, 1 << 9  # of an elementwise sum, over many positions and over few
+LONG_ROW = 1 << 11  # columns of a GEMM that is worth the copy of windows into rows
+WINOGRAD_POSITIONS = 384  # of a whole batch: worth the transform of the weights
+PART = 4  # elements that windows gather in the time of one element of kn2row's parts
 VALID = 0.6  # share of what windows read that is inside the input
-WEIGHTS_OF_POSITION = 256  # for each position: a GEMM is as slow as reading its weights
+WEIGHTS_PER_POSITION = 256  # a GEMM is as slow as reading its weights
+MOST_ZEROS = 0.5  # for each tap
 LARGE_MEMBER = 1 << 13  # elements of a member that is worth a step of a loop
 
 
-def _copies_little(p: Problem) -> bool:
-    """Windows are rows as they are (pixels, a single window, delta's), or XLA's convolution is slower than the copy."""
+def _suits_gemm(p: Problem) -> bool:
+    """Windows are rows as they are (pixels, a single window, zeros between pixels), or the GEMM is worth their copy."""
     in_order = p.taps == 1 or p.over_zeros or p.outputs == 1
-    return in_order or p.out == "kernel" or p.rank != 2 or p.features >= WIDE or p.columns >= WEIGHTS
+    return in_order or p.rank == 1 or p.features >= 2 * NARROW or not WIDE < p.columns < LONG_ROW
 
 
 def _parts_suit(p: Problem) -> bool:
-    """Parts fit the cache, and subpixel's phases are unequal, or most of the work is reading the weights."""
+    """Parts fit the cache, and taps are dilated, or parts are few and subpixel would pad or the weights dominate."""
     fit = p.taps * p.features * p.pixels <= CACHE
     if p.dilated and p.channels > NARROW:
         return fit
-    few_features = PASSES * p.features <= p.channels and p.taps <= FEW_TAPS
+    few_features = PART * p.features <= p.channels and p.taps <= FEW_TAPS
     few_parts = few_features or p.batch * p.pixels <= NARROW * p.channels
-    reads_weights = WEIGHTS_OF_POSITION * p.batch * p.pixels <= p.channels * p.features
-    return fit and few_parts and (p.dilated or reads_weights or _added_zeros(p) > 0)
+    reads_weights = WEIGHTS_PER_POSITION * p.batch * p.pixels <= p.channels * p.features
+    return fit and few_parts and (reads_weights or _added_zeros(p) > 0)
 
 
 def _added_zeros(p: Problem) -> float:
-    """Zeros by which subpixel pads a window to a multiple of the input dilation, for each tap."""
+    """Zeros that subpixel puts between a window's taps and behind them, for each tap."""
     w = p.window
-    spans = map(dilated_size, w.window_shape, w.dilation)
-    return math.prod(-(-span // s) * s for span, s in zip(spans, w.input_dilation, strict=True)) / p.taps - 1
+    axes = zip(w.window_shape, w.dilation, w.input_dilation, strict=True)
+    return math.prod(k if s == 1 else -(-dilated_size(k, d) // s) * s for k, d, s in axes) / p.taps - 1
 
 
 def _wastes_little(p: Problem) -> bool:
-    """Subpixel adds few zeros, or the sum is not wide enough for XLA, which skips zeros, to be faster."""
+    """Subpixel adds few zeros, or the sum is not wide enough for XLA's own convolution of a dilated input."""
     wide = p.groups == 1 and p.rank < 3 and min(p.channels, p.features) >= 2 * NARROW
-    return not wide or _added_zeros(p) < 0.5
+    return not wide or _added_zeros(p) < MOST_ZEROS
 
 
-def _adds_little(p: Problem) -> bool:
-    """Outputs are so few that the parts of all pixels are fewer than what windows gather."""
+def _has_few_features(p: Problem) -> bool:
+    """Features are so few that the parts of all pixels, which a stride skips, are fewer than what windows gather."""
     few = not p.over_zeros and (p.features <= FEW or not p.strided)
-    return few and PASSES * p.features * p.pixels <= p.channels * p.outputs
+    return few and PART * p.features * p.pixels <= p.channels * p.outputs
 
 
 def _is_short(p: Problem) -> bool:
-    """A short elementwise sum over many positions."""
-    few = p.channels <= FEW
-    many = p.positions >= MANY_POSITIONS and (p.rank == 2 or (p.rank == 1 and few))
-    most = WEIGHTS * (2 if few else 1) if many else FEW_WEIGHTS
-    return p.columns <= (TERMS if few else WIDE) and p.columns * p.features <= most
+    """A short elementwise sum of few weights, or of more over many positions."""
+    many = p.rank == 2 and p.positions >= MANY_POSITIONS
+    return p.columns <= TERMS and p.columns * p.features <= (WEIGHTS if many else FEW_WEIGHTS)
 
 
 def _is_grouped_finely(p: Problem) -> bool:
-    """Depthwise, or groups of few features and few weights."""
-    few = p.group_features <= FEW and p.columns * p.group_features <= FEW_WEIGHTS
-    return p.groups > 1 and (p.group_channels == 1 or few)
+    """Depthwise, or many groups of few features and few weights: the loop runs along the groups."""
+    few = p.group_features <= FEW and p.columns * p.group_features <= WIDE * FEW
+    return p.groups > 1 and (p.group_channels == 1 or (p.groups >= NARROW and few))
 
 
 def _fills_gemms(p: Problem) -> bool:
-    """Channels and features are many, and outputs fill their tiles."""
+    """Two axes, many channels and features, and outputs that fill their tiles."""
     return p.rank == 2 and min(p.channels, p.features) >= 2 * NARROW and fills_tiles(p)
 
 
 def _fills_gemms_in_phases(p: Problem) -> bool:
     """The same of the phases of a dilated convolution, which are copied twice."""
     phases = _space_to_batch.inner(p)
-    return _winograd.applies(phases) and min(p.channels, p.features) >= WIDE and _fills_gemms(phases)
+    many = min(p.channels, p.features) >= WIDE and phases.positions >= WINOGRAD_POSITIONS
+    return many and _winograd.applies(phases) and _fills_gemms(phases)
 
 
 def _reads_padding(p: Problem) -> bool:
@@ -93,63 +97,65 @@ def _reads_padding(p: Problem) -> bool:
     return min(p.channels, p.features) >= NARROW and valid_share(p.window) <= VALID
 
 
+def _has_many_taps(p: Problem) -> bool:
+    """Many taps at stride 1: more work than folding an axis."""
+    return not p.strided and p.taps > FEW_TAPS
+
+
+def _has_few_positions(p: Problem) -> bool:
+    """So few positions that a GEMM is as slow as reading its weights; along one axis XLA is slower for few taps."""
+    return WEIGHTS_PER_POSITION * p.positions <= p.channels * p.features and (p.rank > 1 or p.taps < FEW)
+
+
 def _delta_is_narrower(p: Problem) -> bool:
-    """Views of delta have fewer columns than views of x."""
+    """Delta's windows gather at most half of what x's do; along one axis they are narrower than a pixel of x."""
     if p.rank == 1:
         return 2 * p.taps * p.features <= p.channels
-    return 2 * p.channels * p.outputs >= PASSES * p.features * p.pixels and p.group_channels >= 2 * p.group_features
+    return p.channels * p.outputs >= 2 * p.features * p.pixels and p.group_channels >= 2 * p.group_features
 
 
 def _shares_few_views(p: Problem) -> bool:
-    """At a stride, or along one axis with columns that are few beside delta's, or batched: one of several examples."""
-    if p.rank == 1 and (p.members > 1 or 2 * p.columns <= p.features):
-        return True
-    return p.rank < 3 and p.strided and p.taps <= FEW_TAPS and p.features >= NARROW
+    """Few taps at a stride, or few columns beside delta's; along one axis also one of several sums, batched."""
+    strided = p.strided and p.taps <= FEW_TAPS
+    if p.rank == 2:
+        return strided and p.features >= NARROW
+    return 2 * p.columns <= p.features or (p.rank == 1 and (p.members > 1 or (strided and p.batch <= FEW)))
 
 
 def _shares_views(p: Problem) -> bool:
-    """Views of a row of taps serve all rows, and are wide, or of a single image."""
+    """Three axes, or two where delta is wide, or windows are and images few."""
     wide = p.features >= NARROW or (p.columns >= WIDE and p.batch <= FEW)
     return p.rank > 2 or (p.rank == 2 and wide)
 
 
-def _is_a_large_member(p: Problem) -> bool:
-    """One of several sums that a vmap asks for, with kernels or deltas of their own, worth a step of a loop."""
-    return p.batch * p.pixels * p.channels >= LARGE_MEMBER
-
-
-GEMM = Row(_copies_little, "gemm", "windows do not overlap: one GEMM")
+GEMM = Row(_suits_gemm, "gemm", "windows do not overlap: one GEMM")
 PER_GROUP = Row(always, "per_group", "XLA runs a grouped convolution as if it were dense")
 WINOGRAD = "windows of 3 at stride 1: 4 products for 6 along each axis"
 PHASES = Row(
     _fills_gemms_in_phases, "space_to_batch", "dilation: in each phase taps are neighbours, so Winograd applies"
 )
-VALID_TAPS = "a GEMM for each tap, of the pixels inside alone: much padding, no products with zeros"
-FOLD = Row(
-    lambda p: not p.strided and p.taps > FEW_TAPS,
-    "fold_axis",
-    "XLA has no fast convolution beyond two dimensions: the first axis into batch and channels",
-)
-DIRECT = Row(always, "direct", "a dense convolution is what XLA does best")
+VALID_TAPS = "much padding, few positions or features: a GEMM for each tap, of the pixels that it reads"
+FOLD = "XLA has no fast convolution beyond two dimensions: the first axis into batch and channels"
+DIRECT = Row(always, "direct", "nothing else was faster than XLA's own convolution")
 SLIDING = [
     GEMM,
+    Row(lambda p: p.group_channels > 1 and are_apart(p), "per_group", "windows do not overlap: a GEMM for each group"),
     Row(
         lambda p: p.over_zeros and _parts_suit(p),
         "kn2row",
-        "input dilation, few pixels: one GEMM with all weights, no products with zeros",
+        "input dilation, small parts: one GEMM of pixels and all weights, no products with zeros",
     ),
     Row(_wastes_little, "subpixel", "input dilation: more features on the input without zeros, then depth-to-space"),
-    Row(_is_grouped_finely, "shift_add", "few weights in a group: a short elementwise sum"),
+    Row(_is_grouped_finely, "shift_add", "depthwise, or many small groups: elementwise sums"),
     PER_GROUP,
-    Row(_adds_little, "kn2row", "few outputs: one GEMM of pixels and all weights, then shifted sums"),
+    Row(_has_few_features, "kn2row", "few features: one GEMM of pixels and all weights, then shifted sums"),
     Row(_is_short, "shift_add", "few weights: a short elementwise sum"),
-    Row(lambda p: p.positions >= POSITIONS and _fills_gemms(p), "winograd", WINOGRAD),
+    Row(lambda p: _reads_padding(p) or _has_few_positions(p), "valid_taps", VALID_TAPS),
+    Row(lambda p: p.positions >= WINOGRAD_POSITIONS and _fills_gemms(p), "winograd", WINOGRAD),
     PHASES,
-    Row(_reads_padding, "valid_taps", VALID_TAPS),
     Row(always, "swap_operands > direct", "a window larger than the input: the input slides over the kernel"),
-    Row(lambda p: p.channels <= FEW, "im2col", "few channels: XLA's convolution gathers windows slowly"),
-    FOLD,
-    Row(lambda p: p.rank > 2, "im2col", "XLA has no fast convolution beyond two dimensions"),
+    Row(lambda p: _has_many_taps(p) and not p.channels <= FEW < p.features, "fold_axis", FOLD),
+    Row(lambda p: p.rank > 2 or p.channels <= FEW < p.features, "im2col", "XLA's is for two dimensions, many channels"),
     DIRECT,
 ]
 KERNEL = [
@@ -157,12 +163,14 @@ KERNEL = [
     GEMM,
     Row(_fills_gemms, "winograd", WINOGRAD),
     Row(_delta_is_narrower, "swap_operands", "delta has fewer channels: gathered in place of x"),
-    Row(always, "shift_add", "depthwise: elementwise sums over the batch, then one reduction for all taps"),
+    Row(
+        always, "shift_add", "one channel in a group: elementwise sums over the batch, then one reduction for all taps"
+    ),
     PER_GROUP,
     Row(
-        lambda p: _reads_padding(p) or (p.strided and p.features <= NARROW <= p.channels),
+        lambda p: _reads_padding(p) or _has_few_positions(p) or (p.strided and p.features <= NARROW <= p.channels),
         "valid_taps",
-        VALID_TAPS + ", or few features at a stride",
+        VALID_TAPS,
     ),
     PHASES,
     Row(
@@ -170,16 +178,20 @@ KERNEL = [
         "width_tiling > im2col",
         "few channels: several outputs per GEMM row, so each pixel is gathered once",
     ),
-    FOLD,
-    Row(_shares_few_views, "im2col", "taps share few views: one GEMM for all of them"),
+    Row(_has_many_taps, "fold_axis", FOLD),
+    Row(_shares_few_views, "im2col", "rows of taps share few views: one GEMM for all taps"),
     Row(_shares_views, "row_im2col", "views of one row of taps serve all rows"),
     Row(
         lambda p: p.outputs > p.pixels and not p.over_zeros,
         "swap_operands > direct",
-        "delta is larger than x: it slides over x in XLA's fast convolution only where operands are swapped",
+        "delta is larger than x: swapped, x slides over delta in XLA's fast convolution",
     ),
     DIRECT,
 ]
-# Mapped, the definition would be a convolution of as many groups, which XLA runs as if it were dense.
-LOOP = Row(_is_a_large_member, ONE_BY_ONE, "members with kernels of their own: one after the other, in the cache")
+# For sums that a vmap asks for. In any case in place of direct: mapped, it has groups, which XLA runs as if dense.
+LOOP = Row(
+    lambda p: p.batch * p.pixels * p.channels >= LARGE_MEMBER,
+    ONE_BY_ONE,
+    "members with kernels of their own: one after the other",
+)
 TABLES = {"z": SLIDING, "x": SLIDING, "kernel": KERNEL}
