@@ -25,14 +25,12 @@ from jax import lax
 from .._geometry import ConvGeometry, Problem
 from ._gemm import over_positions
 from ._memory import after, materialize
-from ._tiles import TILE_ELEMENTS, Tiles, chunk, largest_divisor, map_concat, map_tiles, sum_tiles, tile
+from ._tiles import Tiles, chunk, largest_divisor, map_concat, map_tiles, sum_tiles, tile
 from ._windows import pad_to
 
 WEIGHTS = np.array([[0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [1, 0, 0], [0, 0, 1]])
 # Along an axis, a tile's pixels: outputs, and inputs with those that it shares with the next tile.
 OUTPUTS, INPUTS = 2, 4
-# Elements of a GEMM's factor, and its rows for each channel, that suffice: more images would only take memory.
-MOST_FACTOR, ROWS_FOR_CHANNEL = 64000, 15
 # Weights (channels times features) that are transformed in one chunk, so that they fit the cache.
 MOST_WEIGHTS = 1 << 17
 
@@ -58,11 +56,9 @@ def run(a: jax.Array, b: jax.Array, p: Problem) -> jax.Array:
 
 def _features_in_chunk(p: Problem) -> int:
     """All features, or a part of them where weights are large, and a few parts fit the cache."""
-    weights, part = p.channels * p.features, largest_divisor(p.features, MOST_WEIGHTS // p.channels)
-    most = 2 * MOST_WEIGHTS
-    if p.out == "kernel" and cache_tiles(p.g, p.batch, p.channels, p.features, kernel_grad=True).count > 1:
-        most = 3 * MOST_WEIGHTS // 2
-    return part if weights > most and 4 * p.channels * part >= MOST_WEIGHTS else p.features
+    part = largest_divisor(p.features, MOST_WEIGHTS // p.channels)
+    many = p.channels * p.features > 2 * MOST_WEIGHTS
+    return part if many and 4 * p.channels * part >= MOST_WEIGHTS else p.features
 
 
 def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry, back: bool) -> jax.Array:
@@ -84,7 +80,7 @@ def forward(x: jax.Array, kernel: jax.Array, g: ConvGeometry, back: bool) -> jax
         # Otherwise the consumer would be computed from the products, which are four times as large and would be kept.
         return materialize(z[(slice(None), *(slice(out) for out in g.window.output_shape))])
 
-    return map_tiles(outputs, x, g, cache_tiles(g, x.shape[0], channels, features))
+    return map_tiles(outputs, x, g, cache_tiles(g, x.shape[0], max(channels, features)))
 
 
 def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
@@ -95,29 +91,14 @@ def kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
         counts = tile_counts(g)
         return over_positions(_tiles_of_input(x, counts), _tiles_of_delta(delta, counts), g.precision)
 
-    sums = sum_tiles(products, x, delta, g, cache_tiles(g, x.shape[0], channels, features, kernel_grad=True))
+    sums = sum_tiles(products, x, delta, g, cache_tiles(g, x.shape[0], channels + features))
     taps = jnp.matmul(_weights(g.window.rank, x.dtype).T, sums.reshape(-1, channels * features))
     return taps.reshape(*g.window.window_shape, channels, features)
 
 
-def cache_tiles(g: ConvGeometry, batch: int, channels: int, features: int, kernel_grad: bool = False) -> Tiles:
-    """Cache tiles. They leave room for large weights; a kernel's gradient has fewer, the larger its sum is."""
-    rank = g.window.rank
-    per_output = (INPUTS // OUTPUTS) ** rank * (channels + features if kernel_grad else max(channels, features))
-    image, weights = per_output * math.prod(g.window.output_shape), INPUTS**rank * channels * features
-    if kernel_grad and 4 * weights >= TILE_ELEMENTS:
-        times = 2 if weights < 2 * TILE_ELEMENTS else 4
-    elif image > TILE_ELEMENTS:
-        times = 2 if image <= 2 * TILE_ELEMENTS else 1
-    else:
-        times = 1 if kernel_grad or weights >= TILE_ELEMENTS else 2
-    tiles = tile(g, batch, per_output, OUTPUTS, times=times)
-    if kernel_grad or tiles.bands > 1:
-        return tiles
-    wide = max(channels, features)
-    rows = max(MOST_FACTOR // wide, ROWS_FOR_CHANNEL * wide)
-    images = largest_divisor(tiles.images, max(2, rows // math.prod(tile_counts(g))))
-    return tiles._replace(count=batch // images, images=images)
+def cache_tiles(g: ConvGeometry, batch: int, elements: int) -> Tiles:
+    """Cache tiles, whose transforms have so many elements, channels or features, for each product."""
+    return tile(g, batch, (INPUTS // OUTPUTS) ** g.window.rank * elements, OUTPUTS, times=2)
 
 
 def tile_counts(g: ConvGeometry) -> list[int]:

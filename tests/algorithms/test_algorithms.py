@@ -30,7 +30,6 @@ from jaxbp._algorithms import (
     _tiles,
     _upsample,
     _windows,
-    _winograd,
 )
 from jaxbp._algorithms._memory import materialize
 from jaxbp._bench._programs import function_of
@@ -249,7 +248,7 @@ def test_tiles_of_every_size(form, elements, case):
     """One row of one image at a time, some rows, some images."""
     case = fitted(form, case)
     with pytest.MonkeyPatch.context() as patch:
-        for module in (_tiles, _kn2row, _winograd):
+        for module in (_tiles, _kn2row):
             patch.setattr(module, "TILE_ELEMENTS", elements)
         patch.setattr(_gemm, "MOST_MATERIALIZED", elements)
         check(form, case)
