@@ -11,7 +11,7 @@ import numpy as np
 
 from .. import _plan
 from .._batching import mapped_over
-from .._bench._measure import Times, best_ratio, interleave, ratio, sample
+from .._bench._measure import SHORTEST_SAMPLE, Times, best_ratio, interleave, ratio, sample
 from .._bench._plan import function_of, operands
 from .._bench._result import Pair, exceeds_errors, exceeds_memory
 from .._geometry import PoolProblem, Problem, problem
@@ -81,7 +81,7 @@ def _compile_all(
 
 
 def _compile(plan: Plan, p: Problem | PoolProblem, arrays: list[jax.Array], best: float) -> Program:
-    """A plan as a program, and seconds of its second call, or of the first where it is far from the best."""
+    """A plan as a program, and seconds of its second call, or of the first where that is long and far from the best."""
     run = function_of(plan, None if isinstance(p, PoolProblem) else _result_dtype(p))
     levels = ((True, True),) if p.members > 1 else ()
     mapped = mapped_over(run, levels, one_by_one=plan.algorithm == _plan.ONE_BY_ONE)
@@ -92,7 +92,7 @@ def _compile(plan: Plan, p: Problem | PoolProblem, arrays: list[jax.Array], best
         return jax.block_until_ready(compiled(*arrays))
 
     first = sample(call, 1)
-    if not best or first < 2 * NEAR * best:
+    if not best or first < max(2 * NEAR * best, SHORTEST_SAMPLE):
         first = sample(call, 1)
     return Program(plan, call, None if analysis is None else int(analysis.temp_size_in_bytes), first)
 
