@@ -19,7 +19,7 @@ zeros around it, because `i - t` runs over its edges.
 
     dJ/dw[t] = sum_o x[o + t] delta[o]
 
-which is the forward sum with delta in the kernel's place: **dJ/dw = x (valid) delta**, the same sum as
+which is the forward sum with delta in the kernel's place: **dJ/dw = x (corr) delta**, the same sum as
 rot180(delta (full) x).
 
 *Bias.* b is in every output once: **dJ/db = sum_o delta[o]**.
@@ -89,7 +89,7 @@ def input_grad_by_definition(delta: jax.Array, kernel: jax.Array, g: ConvGeometr
 
 
 def kernel_grad_by_definition(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
-    """dJ/dW = x (valid) delta: delta, with zeros between its pixels, slides over the padded input.
+    """dJ/dW = x (corr) delta: delta, with zeros between its pixels, slides over the padded input.
 
     The sum runs over the batch, which takes the channels' place; a transpose says so, as inside of loops XLA:CPU has
     its fast convolution for the channels-last layout alone.
@@ -399,8 +399,8 @@ def conv(
       input_dilation: distance between the input's pixels (zeros between them), as in a transposed convolution.
       kernel_dilation: distance between the kernel's pixels, as in an atrous convolution.
       feature_group_count: number of groups that channels are split into; C of them: depthwise.
-      precision: as in `jax.lax.conv_general_dilated`. Any but None keeps an infinity or NaN of x to the windows that
-        contain it, as it leaves out the algorithms that compute neighbouring outputs together.
+      precision: as in `jax.lax.conv_general_dilated`. Any but None keeps an infinity or NaN of x to the outputs whose
+        windows contain it, as it leaves out the algorithms that compute neighbouring outputs together.
       preferred_element_type: dtype to accumulate in and to return; None: x's.
       norms: None, or zeros in float32 whose shape is how x's batch axes begin, such as (N,). Takes part in nothing
         forward; its cotangent is, for each example, the squared norm of its gradient of kernel and bias. Batch axes

@@ -98,7 +98,7 @@ class Problem(NamedTuple):
     symbolic: bool  # a size is not known while the program is made
 
     def inside(self, **changes: Any) -> "Problem":
-        """The sum that an algorithm leaves to another one: what changes, and the rest as it is."""
+        """The sum that an algorithm leaves: what changes, the rest as it is. The kernel is rotated already."""
         given = dict(zip(self._fields[:8], self, strict=False))
         return problem(**{**given, "out": "kernel" if self.out == "kernel" else "z", "geometry": self.g, **changes})
 

@@ -26,7 +26,7 @@ def applies(p: Problem) -> bool:
 def run(a: jax.Array, b: jax.Array, p: Problem) -> jax.Array:
     """The sum by definition; written around what slows a compiler down."""
     if p.out != "kernel" and not p.symbolic and reads_in_place(p):
-        kernel = weights(b, p)
+        kernel = sliding_kernel(b, p)
         return pad_row(lambda x, g: definition["z"](x, kernel, g), a, p)
     return definition[p.out](a, b, p.geometry)
 
@@ -75,8 +75,8 @@ def at_least_one_pixel(delta: jax.Array, w: Window) -> tuple[jax.Array, Ints, Pa
     return lax.pad(delta, jnp.zeros((), delta.dtype), config), (1,) * w.rank, padding
 
 
-def weights(kernel: jax.Array, p: Problem) -> jax.Array:
-    """The kernel that slides: for the gradient of x, rotated."""
+def sliding_kernel(kernel: jax.Array, p: Problem) -> jax.Array:
+    """The kernel as it slides: for the gradient of x rotated, with inputs and outputs of each group swapped."""
     return backward_kernel(kernel, p.groups) if p.out == "x" else kernel
 
 

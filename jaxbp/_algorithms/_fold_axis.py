@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from .._geometry import ConvGeometry, Problem, Window
-from ._direct import weights
+from ._direct import sliding_kernel
 from ._memory import materialize
 from ._tiles import Tiles, map_tiles, sum_tiles, tile
 from ._windows import MAX_TAPS, Form, concat_views, concat_views_by_axis, first_axis
@@ -51,7 +51,7 @@ def run(a: jax.Array, b: jax.Array, p: Problem, of: Form) -> jax.Array:
             return dkernel.reshape(*g.window.window_shape, p.channels, p.features)
 
         return sums(a, b, p.g) if tiles is None else sum_tiles(sums, a, b, p.g, tiles)
-    kernel = weights(b, p)
+    kernel = sliding_kernel(b, p)
 
     def outputs(x: jax.Array, g: ConvGeometry) -> jax.Array:
         # Taps along the first axis are channels of the folded convolution.

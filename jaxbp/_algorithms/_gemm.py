@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from .._geometry import ConvGeometry, Problem, Window, as_patches, non_overlapping, read_padding, transposed
-from ._direct import backward_kernel, weights
+from ._direct import backward_kernel, sliding_kernel
 from ._memory import materialize
 from ._tiles import MOST_MATERIALIZED, images_at_once, some_images, sum_images
 from ._windows import pad_axes
@@ -24,13 +24,8 @@ MOST_COPIED = 1 << 21  # its elements
 
 
 def applies(p: Problem) -> bool:
-    """Where windows do not overlap, or those of the transposed convolution do not."""
-    return p.groups == 1 and are_apart(p)
-
-
-def are_apart(p: Problem) -> bool:
-    """Whether windows do not overlap, or (but for a kernel's gradient) those of the transposed convolution do not."""
-    return non_overlapping(as_patches(p.window)) or (p.out != "kernel" and _is_transposed(p))
+    """Where windows do not overlap, or (but for a kernel's gradient) those of the transposed convolution do not."""
+    return p.groups == 1 and (non_overlapping(as_patches(p.window)) or (p.out != "kernel" and _is_transposed(p)))
 
 
 def run(a: jax.Array, b: jax.Array, p: Problem) -> jax.Array:
@@ -50,7 +45,7 @@ def run(a: jax.Array, b: jax.Array, p: Problem) -> jax.Array:
         w, channels = as_patches(transposed(p.window)), p.features
         form = partial(transposed_product, kernel=kernel, g=p.g._replace(window=w))
     else:
-        form = partial(forward, kernel=weights(b, p), g=p.g._replace(window=w))
+        form = partial(forward, kernel=sliding_kernel(b, p), g=p.g._replace(window=w))
     if p.platform != "cpu" or not _copies_much(w, p.batch, channels):
         return form(a)
     return some_images(form, [a], images_at_once(p.batch, math.prod(w.input_shape) * channels, times=2))
@@ -80,7 +75,7 @@ def transposed_product(delta: jax.Array, kernel: jax.Array, g: ConvGeometry) -> 
     return _rows_as_windows(rows, w)
 
 
-def over_positions(x: jax.Array, delta: jax.Array, precision: Any, parts: int = 1) -> jax.Array:
+def over_positions(x: jax.Array, delta: jax.Array, precision: Any) -> jax.Array:
     """(..., C, O): x^T delta, summed over the positions of (..., positions, C) and (..., positions, O).
 
     XLA:CPU's fast GEMM needs a first factor with contiguous rows. Here its columns are contiguous. So the narrower
@@ -89,27 +84,24 @@ def over_positions(x: jax.Array, delta: jax.Array, precision: Any, parts: int = 
     narrow, wide = sorted((x, delta), key=_cost_across)
     # The copy has to stay in the cache, and to cost little beside the GEMM.
     few = narrow.shape[-1] < FEWEST_COLUMNS or narrow.size * wide.shape[-1] < FEWEST_TERMS
-    if x.ndim > 2 or parts > 1 or few or narrow.size > MOST_COPIED:
-        return read_across(x, delta, precision, parts)
+    if x.ndim > 2 or few or narrow.size > MOST_COPIED:
+        return read_across(x, delta, precision)
     # Behind barriers: the compiler would fold both transposes into the GEMM.
     product = jnp.matmul(lax.optimization_barrier(narrow.T), wide, precision=precision)
     return product if narrow is x else lax.optimization_barrier(product).T
 
 
-def read_across(x: jax.Array, delta: jax.Array, precision: Any, parts: int = 1) -> jax.Array:
+def read_across(x: jax.Array, delta: jax.Array, precision: Any) -> jax.Array:
     """The same without a copy: the GEMM reads the narrower factor against the order of memory, with a stride.
 
-    The sum over the positions is taken in `parts` equal parts, which are more exact. A long sum of few but wide rows is
-    taken in two parts: a single GEMM would leave a core without work.
+    A long sum of few but wide rows is taken in two parts: a single GEMM would leave a core without work.
     """
     narrow, wide = sorted((x, delta), key=_cost_across)
     positions, columns = wide.shape[-2:]
     outputs = narrow.shape[-1] * columns
     long = positions >= (3 if outputs <= FEW_OUTPUTS else 12) * columns
-    if long and positions % 2 == 0 and columns >= WIDE and outputs <= 4 * FEW_OUTPUTS:
-        parts = 2
-    if x.ndim == 2 and parts > 1:
-        narrow_parts, wide_parts = (a.reshape(parts, positions // parts, -1) for a in (narrow, wide))
+    if x.ndim == 2 and long and positions % 2 == 0 and columns >= WIDE and outputs <= 4 * FEW_OUTPUTS:
+        narrow_parts, wide_parts = (a.reshape(2, positions // 2, -1) for a in (narrow, wide))
         product = jnp.matmul(narrow_parts.swapaxes(1, 2), wide_parts, precision=precision).sum(0)
     else:
         product = jnp.matmul(narrow.swapaxes(-2, -1), wide, precision=precision)

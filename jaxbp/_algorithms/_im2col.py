@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from .._geometry import ConvGeometry, Problem
-from ._direct import weights
+from ._direct import sliding_kernel
 from ._gemm import over_positions
 from ._tiles import some_tiles, sum_tiles, tile
 from ._windows import MAX_TAPS, as_matrix, concat_views
@@ -31,7 +31,7 @@ def run(a: jax.Array, b: jax.Array, p: Problem) -> jax.Array:
         return sums.reshape(*p.window.window_shape, p.channels, p.features)
     # Larger tiles where outputs are many, as a loop copies them.
     times = 6 if p.columns <= p.features else 2
-    return some_tiles(partial(_forward, weights(b, p)), a, p.g, p.columns, times)
+    return some_tiles(partial(_forward, sliding_kernel(b, p)), a, p.g, p.columns, times)
 
 
 def _forward(kernel: jax.Array, x: jax.Array, g: ConvGeometry) -> jax.Array:

@@ -6,7 +6,7 @@ XLA:CPU runs a grouped convolution as if it were dense, and wastes all products 
 import jax
 
 from .._geometry import Problem
-from ._direct import weights
+from ._direct import sliding_kernel
 from ._tiles import chunk, map_concat
 from ._windows import Form
 
@@ -24,5 +24,5 @@ def inner(p: Problem) -> Problem:
 
 def run(a: jax.Array, b: jax.Array, p: Problem, of: Form) -> jax.Array:
     """One group after the other, concatenated."""
-    b = weights(b, p)
+    b = sliding_kernel(b, p)
     return map_concat(of, lambda i: (chunk(a, i, p.groups), chunk(b, i, p.groups)), p.groups, a, a.ndim - 1)

@@ -99,6 +99,5 @@ ALGORITHMS = {
     "upsample_evenly": {
         "gather": Algorithm(_upsample.evenly_gathered),
         "separable": Algorithm(_upsample.evenly_separably, _one_for_each_axis),
-        "reduce_window": Algorithm(_upsample.evenly_by_reduce_window, suits=_upsample.is_a_sum),
     },
 }

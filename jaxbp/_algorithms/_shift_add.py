@@ -16,13 +16,13 @@ from jax import lax
 
 from .._arguments import sum_dtype
 from .._geometry import ConvGeometry, Ints, Problem, Window, read_padding
-from ._direct import weights as kernel_of
+from ._direct import sliding_kernel
 from ._memory import materialize
 from ._tiles import TILE_ELEMENTS, images_at_once, largest_divisor, some_images
 from ._windows import MAX_TAPS, pad_axes, tap_views
 
-# Limits of compile time. The forward sum: terms that are unrolled (fewer for many groups, where passes over some of the
-# terms are as fast), and terms in each pass.
+# Limits of compile time. The forward sum: terms that are unrolled (fewer for many groups, where passes are as fast),
+# and terms in each pass.
 TERMS_AT_ONCE = 64
 TERMS_OF_MANY_GROUPS = 48
 MANY_GROUPS = 96
@@ -36,7 +36,10 @@ MANY_DELTAS = 1 << 14
 
 
 def applies(p: Problem) -> bool:
-    """No zeros between pixels, few terms in a row of taps; for a kernel's gradient one channel in a group."""
+    """No zeros between pixels, few terms in a row of taps; for a kernel's gradient one channel in a group.
+
+    Taps of a row are those at one place of the window's longest axis.
+    """
     if p.over_zeros or p.rank == 0:
         return False
     in_row = p.columns // max(p.window.window_shape)
@@ -44,13 +47,13 @@ def applies(p: Problem) -> bool:
 
 
 def run(a: jax.Array, b: jax.Array, p: Problem) -> jax.Array:
-    """Elementwise sums; on a GPU in the dtype for sums, as a kernel's gradient takes a reduction for each tap."""
+    """Elementwise sums in the dtype for sums, which operands have already on a CPU."""
     if p.platform != "cpu":
         wide = sum_dtype(a.dtype)
         a, b = a.astype(wide), b.astype(wide)
     if p.out == "kernel":
         return kernel_grad(a, b, p.g) if p.platform == "cpu" else reductions(a, b, p.g)
-    kernel = kernel_of(b, p)
+    kernel = sliding_kernel(b, p)
     if p.columns <= (TERMS_AT_ONCE if p.groups < MANY_GROUPS else TERMS_OF_MANY_GROUPS):
         pixels, weights = (_channels_by_group(operand, p.groups) for operand in (a, kernel))
         return _channels_in_order(materialize(_sum_of_terms(pixels, weights, p.window)))

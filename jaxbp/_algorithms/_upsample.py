@@ -18,7 +18,7 @@ from jax import lax
 from jax.core import max_dim
 
 from .._geometry import Window, dilated_size, transposed
-from ._windows import axis_sum, pad_axes, spatial_axes, suits_reduce_window, sum_by_reduce_window
+from ._windows import axis_sum, pad_axes, spatial_axes
 
 # If more windows than this reach a pixel, they are gathered in a loop, and the table takes another algorithm.
 WINDOWS_AT_ONCE = 16
@@ -117,16 +117,6 @@ def evenly_separably(delta: jax.Array, w: Window) -> jax.Array:
         else:
             delta = evenly_gathered(delta, _axis_alone(w, i, delta))
     return delta
-
-
-def is_a_sum(w: Window) -> bool:
-    """Whether the transpose is a sum over windows again, which `reduce_window` computes."""
-    return set(w.strides) <= {1} and suits_reduce_window(transposed(w))
-
-
-def evenly_by_reduce_window(delta: jax.Array, w: Window) -> jax.Array:
-    """The same at stride 1, where it is a sum over windows."""
-    return sum_by_reduce_window(delta, transposed(w))
 
 
 class Write(NamedTuple):

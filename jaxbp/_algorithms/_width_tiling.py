@@ -18,7 +18,7 @@ from jax import lax
 
 from .._arguments import sum_dtype
 from .._geometry import ConvGeometry, Problem, Window, dilated_size
-from ._direct import weights as kernel_of
+from ._direct import sliding_kernel
 from ._windows import Form, pad_axes
 
 MAX_TILE_WIDTH = 4
@@ -34,10 +34,8 @@ def applies(p: Problem) -> bool:
 
 
 def inside(p: Problem) -> tuple[str, ...]:
-    """The algorithms that the sum of tiles is made for."""
-    if p.platform != "cpu":
-        return ("direct",)
-    return ("im2col", "row_im2col") if p.out == "kernel" and p.rank > 1 else ("im2col",)
+    """The algorithm that the sum of tiles is made for."""
+    return ("im2col",) if p.platform == "cpu" else ("direct",)
 
 
 def inner(p: Problem) -> Problem:
@@ -51,7 +49,7 @@ def run(a: jax.Array, b: jax.Array, p: Problem, of: Form) -> jax.Array:
     """The sum of tiles, split: its features into outputs, or its kernel's gradient into those of all w_p, added up."""
     w, width = p.window, tile_width(p.window, p.features)
     if p.out != "kernel":
-        kernel = kernel_of(b, p)
+        kernel = sliding_kernel(b, p)
         z = of(_pixels_as_channels(a, w, width), _weights(kernel, w, width))
         return z.reshape(a.shape[0], *w.output_shape, p.features)
     sums = of(_pixels_as_channels(a, w, width), b.reshape(*b.shape[:-2], -1, width * p.features))

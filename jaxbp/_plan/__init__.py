@@ -21,7 +21,6 @@ from .._algorithms import (
     _im2col,
     _kn2row,
     _per_group,
-    _row_im2col,
     _shift_add,
     _space_to_batch,
     _subpixel,
@@ -42,7 +41,7 @@ from ._row import Row, always
 ALGORITHMS = {
     module.__name__.rsplit("._", 1)[-1]: module
     for module in (
-        *(_direct, _gemm, _im2col, _row_im2col, _kn2row, _valid_taps, _width_tiling, _space_to_batch, _subpixel),
+        *(_direct, _gemm, _im2col, _kn2row, _valid_taps, _width_tiling, _space_to_batch, _subpixel),
         *(_winograd, _shift_add, _per_group, _fold_axis, _swap_operands, _batch_group_count),
     )
 }
@@ -50,7 +49,7 @@ KNOWN = {ONE_BY_ONE, *ALGORITHMS, *(name for known in pool_algorithms.ALGORITHMS
 TABLES = {"cpu": _cpu.TABLES, "cuda": _gpu.TABLES}
 LOOPS = {"cpu": _cpu.LOOP}
 # Algorithms of a kernel's gradient that gather several times as many elements as x has, in total.
-GATHERING = {"im2col", "row_im2col", "width_tiling", "fold_axis", "valid_taps", "winograd"}
+GATHERING = {"im2col", "width_tiling", "fold_axis", "valid_taps", "winograd"}
 
 
 class Plan(NamedTuple):

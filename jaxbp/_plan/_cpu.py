@@ -5,13 +5,10 @@ a stride puts between delta's pixels are input dilation. The rows were fitted to
 `python -m jaxbp bench --algorithms --random` says on x86 CPUs with AVX2 and with AVX-512.
 """
 
-import math
-
-from .._algorithms import _space_to_batch, _winograd
-from .._algorithms._gemm import are_apart
+from .._algorithms._subpixel import added_zeros
 from .._algorithms._valid_taps import valid_share
 from .._algorithms._winograd import fills_tiles
-from .._geometry import Problem, dilated_size
+from .._geometry import Problem
 from ._row import ONE_BY_ONE, Row, always
 
 # Thresholds of the processor, and of XLA:CPU on it.
@@ -25,7 +22,7 @@ TERMS = 150  # of an elementwise sum
 WEIGHTS, FEW_WEIGHTS = 1 << 11, 1 << 9  # of an elementwise sum, over many positions and over few
 LONG_ROW = 1 << 11  # columns of a GEMM that is worth the copy of windows into rows
 WINOGRAD_POSITIONS = 384  # of a whole batch: worth the transform of the weights
-PART = 4  # elements that windows gather in the time of one element of kn2row's parts
+PART = 4  # one element of kn2row's parts costs as much as so many that windows gather
 VALID = 0.6  # share of what windows read that is inside the input
 WEIGHTS_PER_POSITION = 256  # a GEMM is as slow as reading its weights
 MOST_ZEROS = 0.5  # for each tap
@@ -39,27 +36,22 @@ def _suits_gemm(p: Problem) -> bool:
 
 
 def _parts_suit(p: Problem) -> bool:
-    """Parts fit the cache, and taps are dilated, or parts are few and subpixel would pad or the weights dominate."""
+    """kn2row's parts (all taps' products of each pixel) fit the cache, and either windows of many channels are dilated,
+    or parts are few, and subpixel would multiply with zeros or the time is that of reading the weights.
+    """
     fit = p.taps * p.features * p.pixels <= CACHE
     if p.dilated and p.channels > NARROW:
         return fit
     few_features = PART * p.features <= p.channels and p.taps <= FEW_TAPS
     few_parts = few_features or p.batch * p.pixels <= NARROW * p.channels
     reads_weights = WEIGHTS_PER_POSITION * p.batch * p.pixels <= p.channels * p.features
-    return fit and few_parts and (reads_weights or _added_zeros(p) > 0)
-
-
-def _added_zeros(p: Problem) -> float:
-    """Zeros that subpixel puts between a window's taps and behind them, for each tap."""
-    w = p.window
-    axes = zip(w.window_shape, w.dilation, w.input_dilation, strict=True)
-    return math.prod(k if s == 1 else -(-dilated_size(k, d) // s) * s for k, d, s in axes) / p.taps - 1
+    return fit and few_parts and (reads_weights or added_zeros(p.window) > 0)
 
 
 def _wastes_little(p: Problem) -> bool:
-    """Subpixel adds few zeros, or the sum is not wide enough for XLA's own convolution of a dilated input."""
-    wide = p.groups == 1 and p.rank < 3 and min(p.channels, p.features) >= 2 * NARROW
-    return not wide or _added_zeros(p) < MOST_ZEROS
+    """Subpixel adds few zeros, or XLA is slow at a dilated input: of groups, three axes or few channels."""
+    fast = p.groups == 1 and p.rank < 3 and min(p.channels, p.features) >= 2 * NARROW
+    return not fast or added_zeros(p.window) < MOST_ZEROS
 
 
 def _has_few_features(p: Problem) -> bool:
@@ -85,13 +77,6 @@ def _fills_gemms(p: Problem) -> bool:
     return p.rank == 2 and min(p.channels, p.features) >= 2 * NARROW and fills_tiles(p)
 
 
-def _fills_gemms_in_phases(p: Problem) -> bool:
-    """The same of the phases of a dilated convolution, which are copied twice."""
-    phases = _space_to_batch.inner(p)
-    many = min(p.channels, p.features) >= WIDE and phases.positions >= WINOGRAD_POSITIONS
-    return many and _winograd.applies(phases) and _fills_gemms(phases)
-
-
 def _reads_padding(p: Problem) -> bool:
     """Much of what windows read is padding."""
     return min(p.channels, p.features) >= NARROW and valid_share(p.window) <= VALID
@@ -114,32 +99,21 @@ def _delta_is_narrower(p: Problem) -> bool:
     return p.channels * p.outputs >= 2 * p.features * p.pixels and p.group_channels >= 2 * p.group_features
 
 
-def _shares_few_views(p: Problem) -> bool:
-    """Few taps at a stride, or few columns beside delta's; along one axis also one of several sums, batched."""
-    strided = p.strided and p.taps <= FEW_TAPS
-    if p.rank == 2:
-        return strided and p.features >= NARROW
-    return 2 * p.columns <= p.features or (p.rank == 1 and (p.members > 1 or (strided and p.batch <= FEW)))
-
-
-def _shares_views(p: Problem) -> bool:
-    """Three axes, or two where delta is wide, or windows are and images few."""
-    wide = p.features >= NARROW or (p.columns >= WIDE and p.batch <= FEW)
-    return p.rank > 2 or (p.rank == 2 and wide)
+def _suits_im2col(p: Problem) -> bool:
+    """Two axes or more, and delta is wide, or windows are and images few; along one axis XLA is slow for these."""
+    if p.rank == 1:
+        return 2 * p.columns <= p.features or p.members > 1 or (p.strided and p.batch <= FEW)
+    return p.rank > 2 or p.features >= NARROW or (p.columns >= WIDE and p.batch <= FEW)
 
 
 GEMM = Row(_suits_gemm, "gemm", "windows do not overlap: one GEMM")
 PER_GROUP = Row(always, "per_group", "XLA runs a grouped convolution as if it were dense")
 WINOGRAD = "windows of 3 at stride 1: 4 products for 6 along each axis"
-PHASES = Row(
-    _fills_gemms_in_phases, "space_to_batch", "dilation: in each phase taps are neighbours, so Winograd applies"
-)
 VALID_TAPS = "much padding, few positions or features: a GEMM for each tap, of the pixels that it reads"
 FOLD = "XLA has no fast convolution beyond two dimensions: the first axis into batch and channels"
 DIRECT = Row(always, "direct", "nothing else was faster than XLA's own convolution")
 SLIDING = [
     GEMM,
-    Row(lambda p: p.group_channels > 1 and are_apart(p), "per_group", "windows do not overlap: a GEMM for each group"),
     Row(
         lambda p: p.over_zeros and _parts_suit(p),
         "kn2row",
@@ -152,8 +126,6 @@ SLIDING = [
     Row(_is_short, "shift_add", "few weights: a short elementwise sum"),
     Row(lambda p: _reads_padding(p) or _has_few_positions(p), "valid_taps", VALID_TAPS),
     Row(lambda p: p.positions >= WINOGRAD_POSITIONS and _fills_gemms(p), "winograd", WINOGRAD),
-    PHASES,
-    Row(always, "swap_operands > direct", "a window larger than the input: the input slides over the kernel"),
     Row(lambda p: _has_many_taps(p) and not p.channels <= FEW < p.features, "fold_axis", FOLD),
     Row(lambda p: p.rank > 2 or p.channels <= FEW < p.features, "im2col", "XLA's is for two dimensions, many channels"),
     DIRECT,
@@ -172,15 +144,13 @@ KERNEL = [
         "valid_taps",
         VALID_TAPS,
     ),
-    PHASES,
     Row(
-        lambda p: p.channels <= FEW and (p.rank == 1 or p.features < NARROW),
+        lambda p: p.rank == 2 and 2 * p.channels <= NARROW and not p.dilated,
         "width_tiling > im2col",
         "few channels: several outputs per GEMM row, so each pixel is gathered once",
     ),
     Row(_has_many_taps, "fold_axis", FOLD),
-    Row(_shares_few_views, "im2col", "rows of taps share few views: one GEMM for all taps"),
-    Row(_shares_views, "row_im2col", "views of one row of taps serve all rows"),
+    Row(_suits_im2col, "im2col", "a wide GEMM of all taps, worth the copy of windows into rows"),
     Row(
         lambda p: p.outputs > p.pixels and not p.over_zeros,
         "swap_operands > direct",

@@ -3,16 +3,18 @@
 import math
 
 from .._algorithms._upsample import WINDOWS_AT_ONCE, blocks_of
-from .._geometry import PoolProblem, Window, read_padding, transposed
+from .._algorithms._windows import overlaps
+from .._geometry import PoolProblem, Window, read_padding
 from ._row import Row, always
 
 FEW_TAPS = 8  # that the compiler's own loop runs well
 TAPS_AT_ONCE = 16  # more are pooled separably: as many steps as the sum of the window's sizes, not as their product
 
 
-def _is_short(w: Window) -> bool:
-    """Few taps: in one dimension, or in two where padding is read, which views would copy."""
-    return w.taps <= FEW_TAPS and (w.rank == 1 or (w.rank == 2 and any(max(pair) > 0 for pair in read_padding(w))))
+def _copies_for_few(w: Window) -> bool:
+    """Windows overlap, in at most two dimensions, and for few taps views would copy the input with its padding."""
+    few = w.rank < 3 and w.taps <= FEW_TAPS
+    return few and overlaps(w) and any(max(pair) > 0 for pair in read_padding(w))
 
 
 def _windows_of_a_pixel(p: PoolProblem) -> int:
@@ -48,17 +50,12 @@ TABLES = {
     "unpool_winners": [Row(always, "gather", "compare the winner of each window that reaches a pixel with its tap")],
     "window_sum": [
         Row(lambda p: 1 in p.window.output_shape, "separable", "one window along an axis: one reduction"),
-        Row(lambda p: _is_short(p.window), "reduce_window", "small window: the compiler's loop, without a padded copy"),
+        Row(lambda p: _copies_for_few(p.window), "reduce_window", "few taps: the compiler's loop, no padded copy"),
         Row(lambda p: p.window.taps <= TAPS_AT_ONCE, "views", "small window: one shifted view of the input per tap"),
         Row(always, "separable", SEPARABLE),
     ],
     "upsample_evenly": [
         Row(lambda p: p.window.window_shape == p.window.strides, "gather", "windows do not overlap: delta is repeated"),
-        Row(
-            lambda p: 1 not in p.window.input_shape and _is_short(transposed(p.window)),
-            "reduce_window",
-            "the transpose of a short sum at stride 1 is such a sum",
-        ),
         Row(always, "separable", "the transpose of a sum, one axis after the other"),
     ],
 }

@@ -10,7 +10,7 @@ INSIDE = " > "
 
 
 class Row(NamedTuple):
-    """`algorithm` where it applies and `when` holds. It may name what is inside of it: "width_tiling > im2col"."""
+    """`algorithm` where it applies and `when` holds. It may name what is inside: "width_tiling > im2col"."""
 
     when: Callable[[Any], bool]
     algorithm: str

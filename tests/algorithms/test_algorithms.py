@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import test_pool
 from hypothesis import HealthCheck, assume, given, reject, settings
+from hypothesis import strategies as st
 from test_random import convolutions, lower_cased
 
 import jaxbp
@@ -60,13 +61,6 @@ def along_axes(case: Conv) -> Conv:
     """A single group, at least one spatial axis."""
     assume(len(case.kernel) > 2)
     return ungrouped(case)
-
-
-def large_window(case: Conv) -> Conv:
-    """A window that may be larger than its input."""
-    window = (2 * k + 1 for k in case.kernel[:-2])
-    case = ungrouped(case._replace(kernel=(*window, *case.kernel[-2:])))
-    return case._replace(arguments=case.arguments | dict(padding="SAME"))
 
 
 def one_group(case: Conv) -> Conv:
@@ -147,23 +141,19 @@ SLIDING = {
     "valid_taps": one_group,
     "width_tiling > im2col": one_group,
     "width_tiling > direct": one_group,
-    "space_to_batch": dilated,
     "subpixel": without_wide_steps,
     "winograd": threes,
     "shift_add": without_zeros,
     "per_group": anything,
     "fold_axis": more_axes,
-    "swap_operands": large_window,
 }
 KERNEL_GRADIENTS = {
     "direct": anything,
     "batch_group_count": anything,
     "gemm": non_overlapping,
     "im2col": one_group,
-    "row_im2col": one_group,
     "valid_taps": one_group,
     "width_tiling > im2col": one_group,
-    "width_tiling > row_im2col": one_group,
     "width_tiling > direct": one_group,
     "space_to_batch": dilated,
     "winograd": threes,
@@ -179,8 +169,15 @@ FORMS = [
     Form("fold_axis", "z", more_axes, "cuda"),
     Form("subpixel", "z", without_wide_steps, "cuda"),
 ]
+# The algorithms that a precision leaves out of sums in which a kernel slides.
+WITHOUT_PRECISION = {"winograd", "width_tiling"}
 # The algorithms that work tile by tile.
-TILED = ("kn2row", "im2col", "row_im2col", "winograd", "valid_taps", "subpixel", "gemm")
+TILED = ("kn2row", "im2col", "winograd", "valid_taps", "subpixel", "gemm")
+
+
+def left_out(form: Form) -> bool:
+    """Whether a precision leaves the algorithm out."""
+    return not WITHOUT_PRECISION.isdisjoint(form.algorithm.split(_plan.INSIDE))
 
 
 def name_of(form: Form) -> str:
@@ -225,7 +222,7 @@ def fits(case: Conv) -> bool:
 
 def fitted(form: Form, case: Conv) -> Conv:
     """A geometry that the algorithm is made for; the gradient of x slides over the transposed one."""
-    backwards = form.out == "x" and form.algorithm not in ("gemm", "swap_operands", "winograd")
+    backwards = form.out == "x" and form.algorithm not in ("gemm", "winograd")
     case = transposed_case(form.fit(transposed_case(case))) if backwards else form.fit(case)
     assume(fits(case))
     return case
@@ -237,6 +234,43 @@ def fitted(form: Form, case: Conv) -> Conv:
 @given(case=convolutions())
 def test_algorithm_equals_loops(form, case):
     check(form, fitted(form, case))
+
+
+@pytest.mark.sampled(6)
+@pytest.mark.parametrize("form", [f for f in FORMS if f.out != "kernel" and not left_out(f)], ids=name_of)
+@settings(max_examples=max(6, settings.default.max_examples // 3), suppress_health_check=[HealthCheck.filter_too_much])
+@given(case=convolutions(), at=st.integers(0))
+def test_a_precision_keeps_an_infinity_to_its_windows(form, case, at):
+    """No algorithm that applies multiplies what slides by a zero of its own, or subtracts it from itself."""
+    case = fitted(form, case)
+    arguments = lower_cased(dict(padding="SAME", strides=1, input_dilation=1, kernel_dilation=1) | case.arguments)
+    x, kernel = np.ones(case.x, np.float32), np.ones(case.kernel, np.float32)
+    z = loops.conv(x, kernel, **arguments)
+    delta = np.ones(z.shape, np.float32)
+    slid = delta if form.out == "x" else x
+    assume(slid.size)
+    slid.ravel()[at % slid.size] = np.inf
+    if form.out == "z":
+        operands, expected = (x, kernel), loops.conv(x, kernel, **arguments)
+    else:
+        dx, dkernel, _ = loops.conv(x, kernel, delta=delta, **arguments)
+        operands, expected = ((delta, kernel), dx) if form.out == "x" else ((x, delta), dkernel)
+    g = geometry_of(case)._replace(precision=jax.lax.Precision.HIGHEST)
+    p = _plan.problem_of(form.out, g, operands[0].shape, operands[1].shape, np.float32, form.platform)
+    assume(_plan.ALGORITHMS[form.algorithm].applies(p))
+    plan = _plan.with_algorithm(p, form.algorithm, "tested")
+    assert_exact(jax.jit(plan.run)(*map(jnp.asarray, operands)), expected)
+
+
+@pytest.mark.parametrize("name", sorted(WITHOUT_PRECISION))
+def test_a_precision_leaves_an_algorithm_out(name):
+    case = Conv((1, 4, 4, 8), (3, 3, 8, 8) if name == "winograd" else (5, 5, 8, 8), dict(padding="SAME"))
+    g = geometry_of(case)
+    known = [
+        _plan.problem_of("z", each, case.x, case.kernel, np.float32, "cpu")
+        for each in (g, g._replace(precision="highest"))
+    ]
+    assert [_plan.ALGORITHMS[name].applies(p) for p in known] == [True, False]
 
 
 @pytest.mark.sampled(4)

@@ -345,7 +345,7 @@ AVERAGE = pool_case("avg_pool", "a", (2, 9, 9, 3), (3, 3), 1, "SAME")
     [
         ("max_pool", POOL, "separable"),
         ("upsample_chosen", POOL, "gather"),
-        ("window_sum", AVERAGE, "reduce_window"),
+        ("window_sum", AVERAGE, "separable"),
         ("upsample_evenly", AVERAGE, "gather"),
     ],
 )
