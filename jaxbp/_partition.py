@@ -38,13 +38,15 @@ Axes = tuple[Names, ...]
 class Rule(NamedTuple):
     """An op's operands and results by their factors, the factors' sizes (what divides one may split it), and its work.
 
-    Work is counted in products, or in pixels that are read.
+    Work is counted in products, or in pixels that are read. `untied`: factors along which XLA splits a result as its
+    consumers are split, whatever the operands are.
     """
 
     operands: tuple[Axes, ...]
     results: tuple[Axes, ...]
     sizes: Mapping[str, int]
     work: int
+    untied: tuple[str, ...] = ()
 
     @property
     def summed(self) -> tuple[str, ...]:
@@ -204,15 +206,19 @@ def _partitioned(
 
         return mesh, local, out if several else out[0], tuple(puts)
 
-    every = [axis for axes in (*rule.operands, *rule.results) for axis in axes]
+    # For XLA an untied factor of a result is one of its own.
+    own = {factor: f"result_{factor}" for factor in rule.untied}
+    results = tuple(tuple(tuple(own.get(f, f) for f in axis) for axis in axes) for axes in rule.results)
+    sizes = {**rule.sizes, **{name: rule.sizes[factor] for factor, name in own.items()}}
+    every = [axis for axes in (*rule.operands, *results) for axis in axes]
     inner = {factor for axis in every if len(axis) > 1 for factor in axis} - {
         axis[0] for axis in every if len(axis) == 1
     }
     wrapped = custom_partitioning(function)
     wrapped.def_partition(
         partition, decode_shardings=False, reduction_factors=rule.summed,
-        sharding_rule=" -> ".join(", ".join(map(_letters, arrays)) for arrays in (rule.operands, rule.results)),
-        **{factor: rule.sizes[factor] for factor in sorted(inner)},
+        sharding_rule=" -> ".join(", ".join(map(_letters, arrays)) for arrays in (rule.operands, results)),
+        **{factor: sizes[factor] for factor in sorted(inner)},
     )  # fmt: skip
     return wrapped
 

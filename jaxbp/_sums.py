@@ -178,7 +178,8 @@ def _rule(*avals: Any, of: Sum) -> Rule | None:
     sizes |= {name: size for (name,), size in zip(names, level_sizes, strict=True)}
     positions = math.prod(g.window.output_shape) * g.window.taps
     work = math.prod(sizes[name] for name in ("n", "g", "i", "o", *(name for (name,) in names))) * positions
-    return Rule(operands, ((*names, *axes[out]),), sizes, work)
+    # A gradient is wanted as its input is split. Tied to the kernel's split, it would be gathered where x is whole.
+    return Rule(operands, ((*names, *axes[out]),), sizes, work, untied=("g", "i") if out == "x" else ())
 
 
 def _part(of: Sum, platform: str) -> Callable[..., jax.Array]:

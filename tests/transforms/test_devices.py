@@ -539,6 +539,26 @@ def test_little_work_is_repeated_where_a_result_would_be_sent():
     assert_same(program(x, kernel), layer(x, kernel))
 
 
+@pytest.mark.parametrize("images", [P(), P(*[None] * 3, "d")], ids=["x on each device", "x split along channels"])
+def test_a_gradient_of_x_is_split_as_x_is(images):
+    """Of groups split over devices: where x is whole, delta is gathered, and not the larger gradient."""
+    x, kernel = integers(1, (2, 16, 16, 128)), integers(2, (3, 3, 4, 128))
+    delta, kernels = integers(3, (2, 8, 8, 128)), P(*[None] * 3, "d")
+    mesh = mesh_of(d=8)
+    given = [NamedSharding(mesh, spec) for spec in (kernels, kernels, images)]
+
+    def gradient(ops):
+        def function(kernel, delta, x):
+            return jax.vjp(lambda x: ops.conv(x, kernel, strides=2, feature_group_count=32), x)[1](delta)[0]
+
+        return jax.jit(function, in_shardings=given, out_shardings=given[-1]).lower(kernel, delta, x).compile()
+
+    ours, theirs = (sum(sent(gradient(ops)).values()) for ops in (jaxbp, automatic))
+    assert ours == (delta.nbytes + kernel.nbytes if images == P() else 0) <= theirs
+    alone = jax.vjp(lambda x: jaxbp.conv(x, kernel, strides=2, feature_group_count=32), x)[1](delta)[0]
+    assert_same(gradient(jaxbp)(*jax.device_put((kernel, delta, x), tuple(given))), alone)
+
+
 # ------------------------------------------------------------------------------------------------------ shardings
 
 
