@@ -13,7 +13,7 @@ from .._geometry import ConvGeometry, Problem, Window
 from ._direct import sliding_kernel
 from ._memory import materialize
 from ._tiles import Tiles, map_tiles, sum_tiles, tile
-from ._windows import MAX_TAPS, Form, concat_views, concat_views_by_axis, first_axis
+from ._windows import MAX_TAPS, Form, axis_alone, concat_views, concat_views_by_axis
 
 
 def applies(p: Problem) -> bool:
@@ -38,7 +38,7 @@ def run(a: jax.Array, b: jax.Array, p: Problem, of: Form) -> jax.Array:
 
     def folded(x: jax.Array, w: Window) -> jax.Array:
         """(N * output, *rest, taps * C): for every output along the first axis what its taps read."""
-        first = first_axis(w, x)
+        first = axis_alone(w, 0, x)
         # Materialized, the forward sum and the kernel's gradient share them.
         taps = materialize(concat_views(x, first)) if p.platform == "cpu" else concat_views_by_axis(x, first)
         return taps.reshape(-1, *taps.shape[2:])

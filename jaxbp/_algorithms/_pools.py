@@ -52,6 +52,11 @@ def _few_taps(w: Window) -> bool:
     return w.taps <= _windows.MAX_TAPS
 
 
+def _few_known_taps(w: Window) -> bool:
+    """The same, and sizes are known."""
+    return _few_taps(w) and is_static(w.input_shape)
+
+
 def _padded(w: Window) -> int:
     """How many padded copies the views are slices of: 1 or 0."""
     return int(any(not is_static([end]) or end > 0 for pair in read_padding(w) for end in pair))
@@ -94,7 +99,7 @@ ALGORITHMS = {
     "window_sum": {
         "views": Algorithm(_summed(_windows.sum_of_views), _padded, _few_taps),
         "separable": Algorithm(_summed(_windows.sum_separably), _one_for_each_axis),
-        "reduce_window": Algorithm(_summed(_windows.sum_by_reduce_window), suits=_windows.suits_reduce_window),
+        "valid_views": Algorithm(_summed(_windows.sum_of_valid_views), suits=_few_known_taps),
     },
     "upsample_evenly": {
         "gather": Algorithm(_upsample.evenly_gathered),

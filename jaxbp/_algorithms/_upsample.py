@@ -18,7 +18,7 @@ from jax import lax
 from jax.core import max_dim
 
 from .._geometry import Window, dilated_size, transposed
-from ._windows import axis_sum, pad_axes, spatial_axes
+from ._windows import axis_alone, axis_sum, pad_axes, spatial_axes
 
 # If more windows than this reach a pixel, they are gathered in a loop, and the table takes another algorithm.
 WINDOWS_AT_ONCE = 16
@@ -69,7 +69,7 @@ def winners_separably(delta: jax.Array, winners: jax.Array, w: Window) -> jax.Ar
         if here is not None and rest > 1:
             here, column = _divided(here, rest)
             writes.append(Write(column, _overwrite, rest))
-        delta, *places = _gather_windows(_axis_alone(w, i, delta), writes, here)
+        delta, *places = _gather_windows(axis_alone(w, i, delta), writes, here)
     return delta
 
 
@@ -115,7 +115,7 @@ def evenly_separably(delta: jax.Array, w: Window) -> jax.Array:
         if w.strides[i] == 1 and w.output_shape[i] != 1:
             delta = axis_sum(delta, transposed(w), i)
         else:
-            delta = evenly_gathered(delta, _axis_alone(w, i, delta))
+            delta = evenly_gathered(delta, axis_alone(w, i, delta))
     return delta
 
 
@@ -231,22 +231,3 @@ def _divided(a: jax.Array, d: int) -> tuple[jax.Array, jax.Array]:
     """Quotient and remainder of what is not negative. `//` would also correct signs."""
     divisor = jnp.array(d, a.dtype)
     return lax.div(a, divisor), lax.rem(a, divisor)
-
-
-def _axis_alone(w: Window, i: int, values: jax.Array) -> Window:
-    """The window that slides along spatial axis i of the pooled values alone."""
-    sizes = tuple(values.shape[axis] for axis in spatial_axes(w, values.ndim))
-
-    def only(per_axis: tuple, others: tuple) -> tuple:
-        return (*others[:i], per_axis[i], *others[i + 1 :])
-
-    ones = (1,) * w.rank
-    return Window(
-        only(w.input_shape, sizes),
-        only(w.window_shape, ones),
-        only(w.strides, ones),
-        only(w.padding, ((0, 0),) * w.rank),
-        only(w.dilation, ones),
-        ones,
-        only(w.output_shape, sizes),
-    )

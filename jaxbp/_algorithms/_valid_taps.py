@@ -7,7 +7,6 @@ input are a rectangle, and so are the pixels that it reads.
 
 import itertools
 import math
-from collections.abc import Iterator
 from functools import partial
 
 import jax
@@ -17,10 +16,7 @@ import numpy as np
 from .._geometry import ConvGeometry, Problem, Window, outputs_inside
 from ._gemm import read_across
 from ._tiles import images_at_once, some_images, sum_images
-from ._windows import as_matrix, gather_pixels, pad_axes
-
-Slices = tuple[slice, ...]
-
+from ._windows import Slices, as_matrix, at_places, gather_pixels, valid_rectangles
 
 # Taps that are unrolled, each with a gather and a GEMM of its own.
 MOST_TAPS = 16
@@ -45,12 +41,11 @@ def _forward(kernel: jax.Array, x: jax.Array, g: ConvGeometry, features: int, ba
     """Each tap's valid pixels times its weights, added to its outputs. With `back`, the kernel is rotated."""
     w = g.window
     z = jnp.zeros_like(x, shape=(x.shape[0], *w.output_shape, features))
-    for tap, pixels, places in _rectangles(w):
+    for tap, pixels, places in valid_rectangles(w):
         weights = kernel[tuple(-1 - t for t in tap)].T if back else kernel[tap]
         part = jnp.matmul(_gather(x, pixels), weights, precision=g.precision)
-        part = part.reshape(x.shape[0], *(s.stop - s.start for s in places[1:]), features)
-        pads = [(s.start, out - s.stop) for s, out in zip(places[1:], w.output_shape, strict=True)]
-        z = z + pad_axes(part, range(1, w.rank + 1), pads, 0)
+        part = part.reshape(x.shape[0], *(s.stop - s.start for s in places), features)
+        z = z + at_places(part, places, w)
     return z
 
 
@@ -59,7 +54,7 @@ def _kernel_grad(x: jax.Array, delta: jax.Array, g: ConvGeometry) -> jax.Array:
     none = jnp.zeros_like(x, shape=(x.shape[-1], delta.shape[-1]))
     by_tap = {
         tap: read_across(as_matrix(_gather(x, pixels)), as_matrix(_gather(delta, places)), g.precision)
-        for tap, pixels, places in _rectangles(g.window)
+        for tap, pixels, places in valid_rectangles(g.window)
     }
     taps = itertools.product(*map(range, g.window.window_shape))
     return jnp.stack([by_tap.get(tap, none) for tap in taps])
@@ -71,22 +66,8 @@ def valid_share(w: Window) -> float:
     return math.prod(sum(end - first for first, end in pairs) / (k * out) for pairs, k, out in axes)
 
 
-def _rectangles(w: Window) -> Iterator[tuple[tuple[int, ...], Slices, Slices]]:
-    """Every tap that reads the input, the pixels that it reads, and the outputs for which it reads them."""
-    by_axis = outputs_inside(w)
-    for tap in itertools.product(*map(range, w.window_shape)):
-        pixels, places = [slice(None)], [slice(None)]
-        for axis, t in enumerate(tap):
-            first, end = by_axis[axis][t]
-            stride, start = w.strides[axis], t * w.dilation[axis] - w.padding[axis][0]
-            pixels.append(slice(first * stride + start, (end - 1) * stride + start + 1, stride))
-            places.append(slice(first, end))
-        if all(place.start < place.stop for place in places[1:]):
-            yield tap, tuple(pixels), tuple(places)
-
-
 def _gather(a: jax.Array, pixels: Slices) -> jax.Array:
     """(N, pixels, C): a rectangle of pixels. A gather compiles in half the time of a slice."""
     sizes = a.shape[1:-1]
     places = np.arange(math.prod(sizes), dtype=np.int32).reshape(sizes)
-    return gather_pixels(a, places[pixels[1:]].ravel())
+    return gather_pixels(a, places[pixels].ravel())

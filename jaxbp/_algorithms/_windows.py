@@ -2,7 +2,7 @@
 
 Arrays are (*batch, *spatial, C). A tap is a pixel of the window. Taps are counted in row-major order. Each tap reads
 one strided view of the padded input. Windows are pooled by views, all taps at once, or separably, along one axis after
-the other. A sum may be `lax.reduce_window`, too.
+the other. A sum may leave out the padding of each view, too.
 """
 
 import functools
@@ -15,11 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from .._geometry import Window, dilated_size, is_static, read_padding
+from .._geometry import Window, dilated_size, is_static, outputs_inside, read_padding
 from ._memory import materialize
 
 Pair = tuple[jax.Array, jax.Array]
 Form = Callable[..., jax.Array]
+Slices = tuple[slice, ...]
 
 # Taps of a convolution that are unrolled.
 MAX_TAPS = 64
@@ -89,19 +90,34 @@ def sum_separably(x: jax.Array, w: Window) -> jax.Array:
     return x
 
 
-def suits_reduce_window(w: Window) -> bool:
-    """Whether the padding is known, and crops nothing."""
-    pads = [end for pair in read_padding(w) for end in pair]
-    return is_static(pads) and min(pads, default=0) >= 0
+def sum_of_valid_views(x: jax.Array, w: Window) -> jax.Array:
+    """The same without a padded copy: a view of the pixels that each tap reads, padded by itself."""
+    z = jnp.zeros_like(x, shape=(x.shape[0], *w.output_shape, x.shape[-1]))
+    for _, pixels, places in valid_rectangles(w):
+        starts, limits, strides = zip(*((s.start, s.stop, s.step) for s in pixels), strict=True)
+        view = lax.slice(x, (0, *starts, 0), (x.shape[0], *limits, x.shape[-1]), (1, *strides, 1))
+        z = z + at_places(view, places, w)
+    return z
 
 
-def sum_by_reduce_window(x: jax.Array, w: Window) -> jax.Array:
-    """The same by lax."""
-    batch = x.ndim - 1 - w.rank
-    sizes, strides, dilation = ((*(1,) * batch, *values, 1) for values in (w.window_shape, w.strides, w.dilation))
-    padding = (*((0, 0),) * batch, *read_padding(w), (0, 0))
-    # A constant zero: with any other initial value the sum would have no derivative.
-    return lax.reduce_window(x, np.zeros((), x.dtype), lax.add, sizes, strides, padding, None, dilation)
+def valid_rectangles(w: Window) -> Iterator[tuple[tuple[int, ...], Slices, Slices]]:
+    """Every tap that reads the input, the pixels that it reads, and the outputs for which it reads them."""
+    by_axis = outputs_inside(w)
+    for tap in itertools.product(*map(range, w.window_shape)):
+        pixels, places = [], []
+        for axis, t in enumerate(tap):
+            first, end = by_axis[axis][t]
+            stride, start = w.strides[axis], t * w.dilation[axis] - w.padding[axis][0]
+            pixels.append(slice(first * stride + start, (end - 1) * stride + start + 1, stride))
+            places.append(slice(first, end))
+        if all(place.start < place.stop for place in places):
+            yield tap, tuple(pixels), tuple(places)
+
+
+def at_places(a: jax.Array, places: Slices, w: Window) -> jax.Array:
+    """Values for a rectangle of outputs, with zeros for all others."""
+    pads = [(s.start, out - s.stop) for s, out in zip(places, w.output_shape, strict=True)]
+    return pad_axes(a, range(1, w.rank + 1), pads, 0)
 
 
 def lowest(dtype: jnp.dtype) -> float | int | bool:
@@ -118,17 +134,22 @@ def winner_dtype(taps: int) -> jnp.dtype:
     return next(jnp.dtype(d) for d in (jnp.uint8, jnp.uint16, jnp.uint32) if taps <= jnp.iinfo(d).max)
 
 
-def first_axis(w: Window, x: jax.Array) -> Window:
-    """The window that slides along the first spatial axis of x, (N, *spatial, C), alone."""
-    ones, rest = (1,) * (w.rank - 1), x.shape[2:-1]
+def axis_alone(w: Window, i: int, values: jax.Array) -> Window:
+    """The window that slides along spatial axis i of these values alone."""
+    sizes = tuple(values.shape[axis] for axis in spatial_axes(w, values.ndim))
+
+    def only(per_axis: tuple, others: tuple) -> tuple:
+        return (*others[:i], per_axis[i], *others[i + 1 :])
+
+    ones = (1,) * w.rank
     return Window(
-        x.shape[1:-1],
-        (w.window_shape[0], *ones),
-        (w.strides[0], *ones),
-        (w.padding[0], *((0, 0) for _ in rest)),
-        (w.dilation[0], *ones),
-        (1, *ones),
-        (w.output_shape[0], *rest),
+        only(w.input_shape, sizes),
+        only(w.window_shape, ones),
+        only(w.strides, ones),
+        only(w.padding, ((0, 0),) * w.rank),
+        only(w.dilation, ones),
+        ones,
+        only(w.output_shape, sizes),
     )
 
 

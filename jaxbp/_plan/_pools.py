@@ -3,18 +3,19 @@
 import math
 
 from .._algorithms._upsample import WINDOWS_AT_ONCE, blocks_of
-from .._algorithms._windows import overlaps
 from .._geometry import PoolProblem, Window, read_padding
 from ._row import Row, always
 
-FEW_TAPS = 8  # that the compiler's own loop runs well
+FEW_TAPS = 8  # of windows in at most two dimensions at stride 1, of which each view is padded by itself
+FEW_STRIDED_TAPS = 12  # the same of strided windows
 TAPS_AT_ONCE = 16  # more are pooled separably: as many steps as the sum of the window's sizes, not as their product
 
 
-def _copies_for_few(w: Window) -> bool:
-    """Windows overlap, in at most two dimensions, and for few taps views would copy the input with its padding."""
-    few = w.rank < 3 and w.taps <= FEW_TAPS
-    return few and overlaps(w) and any(max(pair) > 0 for pair in read_padding(w))
+def _pads_few_views(w: Window) -> bool:
+    """Padding the views of a few taps costs less than a padded copy of the input."""
+    strided = not set(w.strides) <= {1}
+    few = w.taps <= FEW_STRIDED_TAPS if strided else w.taps <= FEW_TAPS and w.rank < 3
+    return few and any(max(pair) > 0 for pair in read_padding(w))
 
 
 def _windows_of_a_pixel(p: PoolProblem) -> int:
@@ -50,7 +51,7 @@ TABLES = {
     "unpool_winners": [Row(always, "gather", "compare the winner of each window that reaches a pixel with its tap")],
     "window_sum": [
         Row(lambda p: 1 in p.window.output_shape, "separable", "one window along an axis: one reduction"),
-        Row(lambda p: _copies_for_few(p.window), "reduce_window", "few taps: the compiler's loop, no padded copy"),
+        Row(lambda p: _pads_few_views(p.window), "valid_views", "few taps: each one's view is padded, not the input"),
         Row(lambda p: p.window.taps <= TAPS_AT_ONCE, "views", "small window: one shifted view of the input per tap"),
         Row(always, "separable", SEPARABLE),
     ],
