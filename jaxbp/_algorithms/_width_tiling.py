@@ -27,8 +27,8 @@ PRODUCTS_OF_A_COPY = 150
 
 
 def applies(p: Problem) -> bool:
-    """One axis or two, one group, outputs that divide into tiles; a precision asks for products with no zeros."""
-    if not p.dense or p.rank > 2 or p.g.precision is not None or p.taps == 1:
+    """One group, outputs that divide into tiles; a precision asks for products with no zeros."""
+    if not p.dense or p.g.precision is not None or p.taps == 1:
         return False
     return p.symbolic or tile_width(p.window, p.features) * p.window.strides[-1] > 1
 

@@ -55,9 +55,11 @@ def _wastes_little(p: Problem) -> bool:
 
 
 def _has_few_features(p: Problem) -> bool:
-    """Features are so few that the parts of all pixels, which a stride skips, are fewer than what windows gather."""
+    """Features are so few that the parts of all pixels, which a stride skips, are fewer than what windows gather: more
+    in three dimensions.
+    """
     few = not p.over_zeros and (p.features <= FEW or not p.strided)
-    return few and PART * p.features * p.pixels <= p.channels * p.outputs
+    return few and PART * p.features * p.pixels <= p.channels * p.outputs * max(1, p.rank - 1)
 
 
 def _is_short(p: Problem) -> bool:
@@ -80,11 +82,6 @@ def _fills_gemms(p: Problem) -> bool:
 def _reads_padding(p: Problem) -> bool:
     """Much of what windows read is padding."""
     return min(p.channels, p.features) >= NARROW and valid_share(p.window) <= VALID
-
-
-def _has_many_taps(p: Problem) -> bool:
-    """Many taps at stride 1: more work than folding an axis."""
-    return not p.strided and p.taps > FEW_TAPS
 
 
 def _has_few_positions(p: Problem) -> bool:
@@ -110,7 +107,6 @@ GEMM = Row(_suits_gemm, "gemm", "windows do not overlap: one GEMM")
 PER_GROUP = Row(always, "per_group", "XLA runs a grouped convolution as if it were dense")
 WINOGRAD = "windows of 3 at stride 1: 4 products for 6 along each axis"
 VALID_TAPS = "much padding, few positions or features: a GEMM for each tap, of the pixels that it reads"
-FOLD = "XLA has no fast convolution beyond two dimensions: the first axis into batch and channels"
 DIRECT = Row(always, "direct", "nothing else was faster than XLA's own convolution")
 SLIDING = [
     GEMM,
@@ -126,8 +122,11 @@ SLIDING = [
     Row(_is_short, "shift_add", "few weights: a short elementwise sum"),
     Row(lambda p: _reads_padding(p) or _has_few_positions(p), "valid_taps", VALID_TAPS),
     Row(lambda p: p.positions >= WINOGRAD_POSITIONS and _fills_gemms(p), "winograd", WINOGRAD),
-    Row(lambda p: _has_many_taps(p) and not p.channels <= FEW < p.features, "fold_axis", FOLD),
-    Row(lambda p: p.rank > 2 or p.channels <= FEW < p.features, "im2col", "XLA's is for two dimensions, many channels"),
+    Row(
+        lambda p: p.rank > 2 or (p.features > FEW and (p.channels <= FEW or (p.rank == 2 and p.strided))),
+        "im2col",
+        "XLA's own is fast in one or two dimensions, for many channels, and in two at stride 1",
+    ),
     DIRECT,
 ]
 KERNEL = [
@@ -145,11 +144,10 @@ KERNEL = [
         VALID_TAPS,
     ),
     Row(
-        lambda p: p.rank == 2 and 2 * p.channels <= NARROW and not p.dilated,
+        lambda p: 2 * p.channels <= NARROW and not p.dilated and (p.rank == 2 or (p.rank > 2 and not p.strided)),
         "width_tiling > im2col",
         "few channels: several outputs per GEMM row, so each pixel is gathered once",
     ),
-    Row(_has_many_taps, "fold_axis", FOLD),
     Row(_suits_im2col, "im2col", "a wide GEMM of all taps, worth the copy of windows into rows"),
     Row(
         lambda p: p.outputs > p.pixels and not p.over_zeros,

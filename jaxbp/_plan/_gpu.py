@@ -30,8 +30,8 @@ def _suits_gemm(p: Problem) -> bool:
 
 
 def _few_channels(p: Problem) -> bool:
-    """Whether channels are few; small windows of some channels gain nothing, as outputs are written twice."""
-    return p.channels <= (2 if p.taps <= SMALL_WINDOW else FEW_CHANNELS)
+    """Few channels in at most two dimensions; small windows of some gain nothing, as outputs are written twice."""
+    return p.rank < 3 and p.channels <= (2 if p.taps <= SMALL_WINDOW else FEW_CHANNELS)
 
 
 GEMM = Row(_suits_gemm, "gemm", "windows do not overlap: one GEMM")
