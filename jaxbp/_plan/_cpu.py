@@ -85,8 +85,9 @@ def _reads_padding(p: Problem) -> bool:
 
 
 def _has_few_positions(p: Problem) -> bool:
-    """So few positions that a GEMM is as slow as reading its weights; along one axis XLA is slower for few taps."""
-    return WEIGHTS_PER_POSITION * p.positions <= p.channels * p.features and (p.rank > 1 or p.taps < FEW)
+    """At stride 1, so few positions that a GEMM is as slow as reading its weights; along one axis for few taps alone."""
+    reads_weights = WEIGHTS_PER_POSITION * p.positions <= p.channels * p.features
+    return reads_weights and not p.strided and (p.rank > 1 or p.taps < FEW)
 
 
 def _delta_is_narrower(p: Problem) -> bool:
