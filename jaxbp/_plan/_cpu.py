@@ -37,7 +37,7 @@ def _suits_gemm(p: Problem) -> bool:
 
 def _parts_suit(p: Problem) -> bool:
     """kn2row's parts (all taps' products of each pixel) fit the cache, and either windows of many channels are dilated,
-    or parts are few, and subpixel would multiply with zeros or the time is that of reading the weights.
+    or parts are few, and subpixel would multiply with many zeros or the time is that of reading the weights.
     """
     fit = p.taps * p.features * p.pixels <= CACHE
     if p.dilated and p.channels > NARROW:
@@ -45,7 +45,7 @@ def _parts_suit(p: Problem) -> bool:
     few_features = PART * p.features <= p.channels and p.taps <= FEW_TAPS
     few_parts = few_features or p.batch * p.pixels <= NARROW * p.channels
     reads_weights = WEIGHTS_PER_POSITION * p.batch * p.pixels <= p.channels * p.features
-    return fit and few_parts and (reads_weights or added_zeros(p.window) > 0)
+    return fit and few_parts and (reads_weights or added_zeros(p.window) >= MOST_ZEROS)
 
 
 def _wastes_little(p: Problem) -> bool:
