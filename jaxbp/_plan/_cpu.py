@@ -85,7 +85,7 @@ def _reads_padding(p: Problem) -> bool:
 
 
 def _has_few_positions(p: Problem) -> bool:
-    """At stride 1, so few positions that a GEMM is as slow as reading its weights; along one axis for few taps alone."""
+    """At stride 1, so few positions that reading a GEMM's weights takes most time; along one axis for few taps."""
     reads_weights = WEIGHTS_PER_POSITION * p.positions <= p.channels * p.features
     return reads_weights and not p.strided and (p.rank > 1 or p.taps < FEW)
 
