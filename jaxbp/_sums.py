@@ -178,8 +178,10 @@ def _rule(*avals: Any, of: Sum) -> Rule | None:
     sizes |= {name: size for (name,), size in zip(names, level_sizes, strict=True)}
     positions = math.prod(g.window.output_shape) * g.window.taps
     work = math.prod(sizes[name] for name in ("n", "g", "i", "o", *(name for (name,) in names))) * positions
-    # A gradient is wanted as its input is split. Tied to the kernel's split, it would be gathered where x is whole.
-    return Rule(operands, ((*names, *axes[out]),), sizes, work, untied=("g", "i") if out == "x" else ())
+    # Tied to the kernel's groups, the gradient of x would be split as they are, and gathered where x is whole. XLA
+    # splits depthwise layers alone, so lax sends as much for other groups in any case.
+    untied = ("g",) if out == "x" and groups > 1 and channels > 1 else ()
+    return Rule(operands, ((*names, *axes[out]),), sizes, work, untied)
 
 
 def _part(of: Sum, platform: str) -> Callable[..., jax.Array]:

@@ -2,7 +2,7 @@
 
 Arrays are (*batch, *spatial, C). A tap is a pixel of the window. Taps are counted in row-major order. Each tap reads
 one strided view of the padded input. Windows are pooled by views, all taps at once, or separably, along one axis after
-the other. A sum may leave out the padding of each view, too.
+the other. A sum may also take views of the input without its padding, and pad each view.
 """
 
 import functools

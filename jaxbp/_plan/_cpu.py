@@ -16,7 +16,7 @@ CACHE = 1 << 21  # elements that stay in the cache: 8 MiB of float32
 NARROW = 16  # channels or features: a narrower GEMM takes as long as one of 16
 WIDE = 64  # columns, channels or features
 FEW = 4  # images, channels or features
-FEW_TAPS = 9  # of a window
+FEW_TAPS, MANY_TAPS = 9, 27  # of a window
 MANY_POSITIONS = 1 << 13  # of a whole batch: worth an elementwise loop over more weights
 TERMS = 150  # of an elementwise sum
 WEIGHTS, FEW_WEIGHTS = 1 << 11, 1 << 9  # of an elementwise sum, over many positions and over few
@@ -55,11 +55,17 @@ def _wastes_little(p: Problem) -> bool:
 
 
 def _has_few_features(p: Problem) -> bool:
-    """Features are so few that the parts of all pixels, which a stride skips, are fewer than what windows gather: more
-    in three dimensions.
+    """Features are so few that the parts of all pixels, which a stride skips, cost less than what windows gather: in
+    three dimensions twice as much, unless an axis is folded.
     """
     few = not p.over_zeros and (p.features <= FEW or not p.strided)
-    return few and PART * p.features * p.pixels <= p.channels * p.outputs * max(1, p.rank - 1)
+    gathered = p.channels * p.outputs * (2 if p.rank > 2 and not _has_many_taps(p) else 1)
+    return few and PART * p.features * p.pixels <= gathered
+
+
+def _has_many_taps(p: Problem) -> bool:
+    """At stride 1, more taps than three dimensions usually have: gathering all is more work than folding an axis."""
+    return not p.strided and p.taps > MANY_TAPS
 
 
 def _is_short(p: Problem) -> bool:
@@ -85,7 +91,7 @@ def _reads_padding(p: Problem) -> bool:
 
 
 def _has_few_positions(p: Problem) -> bool:
-    """At stride 1, so few positions that reading a GEMM's weights takes most time; along one axis for few taps."""
+    """At stride 1, so few positions that reading the weights takes most of the time; along one axis for few taps."""
     reads_weights = WEIGHTS_PER_POSITION * p.positions <= p.channels * p.features
     return reads_weights and not p.strided and (p.rank > 1 or p.taps < FEW)
 
@@ -108,6 +114,7 @@ GEMM = Row(_suits_gemm, "gemm", "windows do not overlap: one GEMM")
 PER_GROUP = Row(always, "per_group", "XLA runs a grouped convolution as if it were dense")
 WINOGRAD = "windows of 3 at stride 1: 4 products for 6 along each axis"
 VALID_TAPS = "much padding, few positions or features: a GEMM for each tap, of the pixels that it reads"
+FOLD = "XLA has no fast convolution beyond two dimensions: the first axis into batch and channels"
 DIRECT = Row(always, "direct", "nothing else was faster than XLA's own convolution")
 SLIDING = [
     GEMM,
@@ -123,10 +130,11 @@ SLIDING = [
     Row(_is_short, "shift_add", "few weights: a short elementwise sum"),
     Row(lambda p: _reads_padding(p) or _has_few_positions(p), "valid_taps", VALID_TAPS),
     Row(lambda p: p.positions >= WINOGRAD_POSITIONS and _fills_gemms(p), "winograd", WINOGRAD),
+    Row(lambda p: _has_many_taps(p) and not p.channels <= FEW < p.features, "fold_axis", FOLD),
     Row(
         lambda p: p.rank > 2 or (p.features > FEW and (p.channels <= FEW or (p.rank == 2 and p.strided))),
         "im2col",
-        "XLA's own is fast in one or two dimensions, for many channels, and in two at stride 1",
+        "windows as rows: XLA's own is slow beyond two dimensions, for few channels, and for strides in two",
     ),
     DIRECT,
 ]
@@ -145,10 +153,15 @@ KERNEL = [
         VALID_TAPS,
     ),
     Row(
-        lambda p: 2 * p.channels <= NARROW and not p.dilated and (p.rank == 2 or (p.rank > 2 and not p.strided)),
+        lambda p: (
+            2 * p.channels <= NARROW
+            and not p.dilated
+            and (p.rank == 2 or (p.rank > 2 and not p.strided and not _has_many_taps(p)))
+        ),
         "width_tiling > im2col",
         "few channels: several outputs per GEMM row, so each pixel is gathered once",
     ),
+    Row(_has_many_taps, "fold_axis", FOLD),
     Row(_suits_im2col, "im2col", "a wide GEMM of all taps, worth the copy of windows into rows"),
     Row(
         lambda p: p.outputs > p.pixels and not p.over_zeros,

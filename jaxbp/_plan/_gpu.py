@@ -30,7 +30,7 @@ def _suits_gemm(p: Problem) -> bool:
 
 
 def _few_channels(p: Problem) -> bool:
-    """Few channels in at most two dimensions; small windows of some gain nothing, as outputs are written twice."""
+    """Few channels, in at most two dimensions; small windows gain only with 1 or 2, as outputs are written twice."""
     return p.rank < 3 and p.channels <= (2 if p.taps <= SMALL_WINDOW else FEW_CHANNELS)
 
 

@@ -6,8 +6,8 @@ from .._algorithms._upsample import WINDOWS_AT_ONCE, blocks_of
 from .._geometry import PoolProblem, Window, read_padding
 from ._row import Row, always
 
-FEW_TAPS = 8  # of windows in at most two dimensions at stride 1, of which each view is padded by itself
-FEW_STRIDED_TAPS = 12  # the same of strided windows
+FEW_TAPS = 8  # at stride 1, in at most two dimensions: each tap's view is padded by itself
+FEW_STRIDED_TAPS = 12  # the same for strided windows, in any number of dimensions
 TAPS_AT_ONCE = 16  # more are pooled separably: as many steps as the sum of the window's sizes, not as their product
 
 

@@ -59,7 +59,7 @@ def test_algorithms_plans_and_sums_are_short():
     """Measured plans, which are a file format, are counted apart."""
     files = [*(PACKAGE / "_algorithms").glob("*.py"), *(PACKAGE / "_plan").glob("*.py"), PACKAGE / "_sums.py"]
     files = [file for file in files if file.name not in ("_measured.py", "_machine.py")]
-    assert sum(len(file.read_text().splitlines()) for file in files) <= 3050
+    assert sum(len(file.read_text().splitlines()) for file in files) <= 3090
 
 
 @pytest.mark.parametrize(("platform", "out"), TABLES, ids=str)

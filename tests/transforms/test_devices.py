@@ -541,7 +541,7 @@ def test_little_work_is_repeated_where_a_result_would_be_sent():
 
 @pytest.mark.parametrize("images", [P(), P(*[None] * 3, "d")], ids=["x on each device", "x split along channels"])
 def test_a_gradient_of_x_is_split_as_x_is(images):
-    """Of groups split over devices: where x is whole, delta is gathered, and not the larger gradient."""
+    """Groups are split over devices. Where x is whole, delta is gathered, not the gradient, which is larger."""
     x, kernel = integers(1, (2, 16, 16, 128)), integers(2, (3, 3, 4, 128))
     delta, kernels = integers(3, (2, 8, 8, 128)), P(*[None] * 3, "d")
     mesh = mesh_of(d=8)
@@ -557,6 +557,35 @@ def test_a_gradient_of_x_is_split_as_x_is(images):
     assert ours == (delta.nbytes + kernel.nbytes if images == P() else 0) <= theirs
     alone = jax.vjp(lambda x: jaxbp.conv(x, kernel, strides=2, feature_group_count=32), x)[1](delta)[0]
     assert_same(gradient(jaxbp)(*jax.device_put((kernel, delta, x), tuple(given))), alone)
+
+
+FREELY = {
+    "depthwise": (64, P(*[None] * 3, "d"), P(*[None] * 3, "d"), P(*[None] * 3, "d"), (3, 3, 1, 64)),
+    "groups": (16, P(*[None] * 3, "d"), P(*[None] * 3, "d"), P(*[None] * 3, "d"), (3, 3, 4, 64)),
+    "groups, x whole": (16, P(), P(*[None] * 3, "d"), P(*[None] * 3, "d"), (3, 3, 4, 64)),
+    "kernel split along inputs": (1, P(*[None] * 3, "d"), P(None, None, "d"), P(), (3, 3, 64, 64)),
+    "kernel split along outputs": (1, P(), P(*[None] * 3, "d"), P(*[None] * 3, "d"), (3, 3, 64, 64)),
+}
+
+
+@pytest.mark.parametrize("name", FREELY)
+def test_gradients_whose_sharding_nobody_names(name):
+    """No `out_shardings`: XLA says how the results are split, and no more is sent than for lax."""
+    groups, images, kernels, outputs, shape = FREELY[name]
+    mesh = mesh_of(d=8)
+    arrays = integers(1, (2, 16, 16, 64)), integers(2, shape), integers(3, (2, 16, 16, 64))
+    given = tuple(NamedSharding(mesh, spec) for spec in (images, kernels, outputs))
+
+    def program(ops):
+        def step(x, kernel, delta):
+            z, pull = jax.vjp(functools.partial(ops.conv, feature_group_count=groups), x, kernel)
+            return z, pull(delta)
+
+        return jax.jit(step, in_shardings=given)
+
+    ours, theirs = (sum(sent(program(ops).lower(*arrays).compile()).values()) for ops in (jaxbp, automatic))
+    assert ours <= 1.1 * theirs
+    assert_same(program(jaxbp)(*jax.device_put(arrays, given)), jax.jit(program(jaxbp).__wrapped__)(*arrays))
 
 
 # ------------------------------------------------------------------------------------------------------ shardings
