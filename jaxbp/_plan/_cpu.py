@@ -103,6 +103,12 @@ def _delta_is_narrower(p: Problem) -> bool:
     return p.channels * p.outputs >= 2 * p.features * p.pixels and p.group_channels >= 2 * p.group_features
 
 
+def _suits_width_tiling(p: Problem) -> bool:
+    """Few channels in two axes, or in more at stride 1 with few taps; taps side by side."""
+    tiles = p.rank == 2 or (p.rank > 2 and not p.strided and p.taps <= MANY_TAPS)
+    return tiles and 2 * p.channels <= NARROW and not p.dilated
+
+
 def _suits_im2col(p: Problem) -> bool:
     """Two axes or more, and delta is wide, or windows are and images few; along one axis XLA is slow for these."""
     if p.rank == 1:
@@ -153,11 +159,7 @@ KERNEL = [
         VALID_TAPS,
     ),
     Row(
-        lambda p: (
-            2 * p.channels <= NARROW
-            and not p.dilated
-            and (p.rank == 2 or (p.rank > 2 and not p.strided and not _has_many_taps(p)))
-        ),
+        _suits_width_tiling,
         "width_tiling > im2col",
         "few channels: several outputs per GEMM row, so each pixel is gathered once",
     ),
